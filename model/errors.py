@@ -1,0 +1,108 @@
+"""Domain faults, one class each. They know no HTTP.
+
+MfdanError
+├── InputError              what the caller sent cannot be answered
+│   ├── EmptyImage          no bytes
+│   ├── NotAnImage          bytes of no known picture format
+│   ├── BrokenImage         a known format, but truncated or corrupt
+│   ├── ImageTooLarge       more bytes or pixels than allowed
+│   ├── ImageTooSmall       fewer pixels than a face needs
+│   └── FrameSizeMismatch   onset and apex do not share one geometry
+└── ModelError              the model cannot be used
+    ├── ModelNotFound       no such file or name
+    ├── SpecInvalid         the spec is not one
+    └── SpecMismatch        spec and weights do not belong together
+"""
+
+__all__ = [
+    "BrokenImage",
+    "EmptyImage",
+    "FrameSizeMismatch",
+    "ImageTooLarge",
+    "ImageTooSmall",
+    "InputError",
+    "MfdanError",
+    "ModelError",
+    "ModelNotFound",
+    "NotAnImage",
+    "ShapeError",
+    "SpecInvalid",
+    "SpecMismatch",
+]
+
+
+class MfdanError(Exception):
+    """Base of every fault a user of mfdan can cause or meet."""
+
+    code: str = "mfdan_error"
+    """Stable, machine-readable name of the fault."""
+
+
+class InputError(MfdanError):
+    """What the caller sent cannot be answered."""
+
+    code = "invalid_input"
+
+
+class EmptyImage(InputError):
+    """The upload holds no bytes."""
+
+    code = "empty_image"
+
+
+class NotAnImage(InputError):
+    """The bytes are of no picture format that mfdan reads."""
+
+    code = "not_an_image"
+
+
+class BrokenImage(InputError):
+    """A known picture format, but truncated or corrupt."""
+
+    code = "broken_image"
+
+
+class ImageTooLarge(InputError):
+    """More bytes or pixels than the limits allow."""
+
+    code = "image_too_large"
+
+
+class ImageTooSmall(InputError):
+    """Fewer pixels than a face needs."""
+
+    code = "image_too_small"
+
+
+class FrameSizeMismatch(InputError):
+    """Onset and apex do not share one geometry."""
+
+    code = "frame_size_mismatch"
+
+
+class ModelError(MfdanError):
+    """The model cannot be used."""
+
+    code = "model_error"
+
+
+class ModelNotFound(ModelError):
+    """No model of that name, or no file at that path."""
+
+    code = "model_not_found"
+
+
+class SpecInvalid(ModelError):
+    """The spec file is not a ModelSpec."""
+
+    code = "spec_invalid"
+
+
+class SpecMismatch(ModelError):
+    """Spec and weights do not belong together; the message says which field."""
+
+    code = "spec_mismatch"
+
+
+class ShapeError(ValueError):
+    """An array has another shape than the function documents: a programming error."""

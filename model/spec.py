@@ -1,0 +1,186 @@
+"""ModelSpec: everything needed to reproduce a prediction, as JSON beside the ONNX file."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from model.errors import ModelNotFound, SpecInvalid, SpecMismatch
+
+__all__ = [
+    "PREPROCESSING_VERSION",
+    "Alignment",
+    "FlowMethod",
+    "ModelSpec",
+    "Normalisation",
+    "Provenance",
+    "Score",
+    "file_sha256",
+    "load_spec",
+    "spec_path",
+]
+
+PREPROCESSING_VERSION = 1
+"""Raised whenever a preprocessing function changes what it returns for the same spec."""
+
+_FROZEN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class Alignment:
+    """Where the eyes stand in the aligned crop, as fractions of its side (x right, y down).
+
+    The similarity transform is a least-squares fit of stable landmarks (eye corners, nose
+    bridge) to a mean face scaled so that its eye centres stand here.
+    """
+
+    eye_y: float = 0.375
+    """Height of both eye centres."""
+    eye_distance: float = 0.38
+    """Distance between the eye centres, which stand symmetrically about the middle."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class FlowMethod:
+    """Optical flow algorithm and every parameter that differs from the backend's default."""
+
+    algorithm: Literal["tvl1", "farneback", "dis"] = "tvl1"
+    parameters: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class Normalisation:
+    """Scales of the flow tensor (ours; the paper only says "normalised").
+
+    u and v are divided by one scale s = max(p-th percentile of |flow|, flow_floor) and
+    clipped to [-1, 1]; strain by max(p-th percentile of strain, strain_floor), clipped to
+    [0, 1]. The floors keep a near-static pair from being stretched into an expression.
+    """
+
+    percentile: float = Field(default=99.0, gt=0, le=100)
+    flow_floor: float = Field(default=0.3, gt=0)
+    """Pixels of the aligned crop."""
+    strain_floor: float = Field(default=0.03, gt=0)
+    """Strain is unitless (pixels per pixel)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class Provenance:
+    """What the weights were made from."""
+
+    data: str
+    licence: str
+    training_commit: str
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class Score:
+    """One measured score; a score without its protocol says nothing."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    protocol: str
+    """Data, split, unit of the interval, seeds, and the command that reproduces it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class ModelSpec:
+    """Everything that fixes a prediction, beside the weights themselves."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    """In the order of the network's outputs."""
+    input_size: int = Field(default=224, ge=28)
+    """Side of the square aligned crop, pixels."""
+    alignment: Alignment = Field(default_factory=Alignment)
+    flow: FlowMethod = Field(default_factory=FlowMethod)
+    strain: Literal["infinitesimal"] = "infinitesimal"
+    """|e| = sqrt(u_x² + v_y² + ½(u_y + v_x)²), of the flow in pixels."""
+    magnification: float = Field(default=4.0, ge=0)
+    """α: the onset is warped along (1 + α) · flow."""
+    normalisation: Normalisation = Field(default_factory=Normalisation)
+    motion_gate_px: float = Field(default=0.0, ge=0)
+    """Below this 95th-percentile residual motion (pixels of the crop) nothing moved."""
+    abstention_threshold: float = Field(default=0.0, ge=0, lt=1)
+    """Below this probability of the likeliest class the answer abstains."""
+    preprocessing_version: int = PREPROCESSING_VERSION
+    provenance: Provenance
+    onnx_sha256: str = ""
+    """Of the ONNX file; empty in the copy inside that file's own metadata."""
+    scores: tuple[Score, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the spec as indented JSON, ending in a newline."""
+        return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ModelSpec":
+        """Parse what `to_json` wrote.
+
+        Raises: SpecInvalid, naming each bad field, also for a spec of another
+        preprocessing version.
+        """
+        try:
+            spec = _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
+                for fault in error.errors()
+            )
+            raise SpecInvalid(f"not a model spec: {faults}") from None
+        if spec.preprocessing_version != PREPROCESSING_VERSION:
+            raise SpecMismatch(
+                f"the spec asks for preprocessing version {spec.preprocessing_version}, "
+                f"this mfdan has version {PREPROCESSING_VERSION}"
+            )
+        return spec
+
+    def embedded(self) -> "ModelSpec":
+        """Return the copy that travels inside the ONNX file: without its hash and scores."""
+        return replace(self, onnx_sha256="", scores=())
+
+    def preprocessing_key(self) -> str:
+        """Return a hash of what fixes alignment and flow, to key caches of prepared pairs."""
+        parts = (self.input_size, self.alignment, self.flow, self.preprocessing_version)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+_ADAPTER = TypeAdapter(ModelSpec)
+
+
+def spec_path(onnx_path: Path) -> Path:
+    """Return where the spec of an ONNX file lies: the same name with `.json` added."""
+    return onnx_path.with_name(onnx_path.name + ".json")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_spec(onnx_path: Path) -> ModelSpec:
+    """Read the spec beside an ONNX file and check that file's hash against it.
+
+    Raises: ModelNotFound if either file is missing, SpecInvalid, SpecMismatch.
+    """
+    sidecar = spec_path(onnx_path)
+    for path in (onnx_path, sidecar):
+        if not path.is_file():
+            raise ModelNotFound(f"there is no file {path.name}")
+    spec = ModelSpec.from_json(sidecar.read_bytes())
+    found = file_sha256(onnx_path)
+    if found != spec.onnx_sha256:
+        raise SpecMismatch(
+            f"{onnx_path.name} has SHA-256 {found[:12]}…, its spec says "
+            f"{spec.onnx_sha256[:12] or 'none'}…: the file was changed or belongs to another spec"
+        )
+    return spec
