@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from model.errors import ModelNotFound, SpecInvalid, SpecMismatch
 
 __all__ = [
+    "DEFAULT_FLOW",
     "PREPROCESSING_VERSION",
     "Alignment",
     "FlowMethod",
@@ -38,9 +39,9 @@ class Alignment:
     bridge) to a mean face scaled so that its eye centres stand here.
     """
 
-    eye_y: float = 0.375
+    eye_y: float = 0.36
     """Height of both eye centres."""
-    eye_distance: float = 0.38
+    eye_distance: float = 0.36
     """Distance between the eye centres, which stand symmetrically about the middle."""
 
 
@@ -48,8 +49,23 @@ class Alignment:
 class FlowMethod:
     """Optical flow algorithm and every parameter that differs from the backend's default."""
 
-    algorithm: Literal["tvl1", "farneback", "dis"] = "tvl1"
-    parameters: Mapping[str, float | int | str] = field(default_factory=dict)
+    algorithm: Literal["tvl1", "farneback", "dis"]
+    parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+
+DEFAULT_FLOW = FlowMethod(
+    algorithm="tvl1",
+    parameters={
+        "scalesNumber": 3,
+        "scaleStep": 0.5,
+        "warpingsNumber": 2,
+        "outerIterations": 2,
+        "innerIterations": 8,
+        "medianFiltering": 1,
+    },
+)
+"""The most accurate set of `benchmarks/flow.py` on small motions, at an eighth of the cost of
+OpenCV's defaults (docs/decisions.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
@@ -101,7 +117,7 @@ class ModelSpec:
     input_size: int = Field(default=224, ge=28)
     """Side of the square aligned crop, pixels."""
     alignment: Alignment = Field(default_factory=Alignment)
-    flow: FlowMethod = Field(default_factory=FlowMethod)
+    flow: FlowMethod = DEFAULT_FLOW
     strain: Literal["infinitesimal"] = "infinitesimal"
     """|e| = sqrt(u_x² + v_y² + ½(u_y + v_x)²), of the flow in pixels."""
     magnification: float = Field(default=4.0, ge=0)

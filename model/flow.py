@@ -1,0 +1,207 @@
+"""Optical flow between two aligned grey crops, and what is read off a flow field.
+
+Convention everywhere: a flow field is (2, H, W) float32, channels (u, v) in pixels, x right,
+y down, from onset to apex: apex(x + u, y + v) shows what onset(x, y) shows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ShapeError
+from model.spec import FlowMethod
+
+__all__ = [
+    "RigidMotion",
+    "compute_flow",
+    "magnitude",
+    "optical_strain",
+    "remove_rigid_motion",
+    "to_grey",
+]
+
+FloatArray = NDArray[np.float32]
+_FLOW_NDIM = 3
+
+
+def to_grey(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the (H, W) luma of an (H, W, 3) RGB frame (ITU-R BT.601)."""
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def compute_flow(
+    onset: NDArray[np.uint8], apex: NDArray[np.uint8], method: FlowMethod
+) -> FloatArray:
+    """Estimate the flow that carries the onset to the apex.
+
+    Convention: onset and apex are (H, W) uint8 of one size; see the module for the field.
+    `method.parameters` are OpenCV's own names; a missing one has OpenCV's default.
+    Raises: ShapeError; ValueError for a parameter that the algorithm does not have.
+    Source: TV-L1, Zach et al. 2007 (the paper's choice); Farnebäck 2003; DIS, Kroeger 2016.
+    """
+    if onset.ndim != 2 or onset.shape != apex.shape:  # noqa: PLR2004 - a grey image
+        raise ShapeError(f"two grey images of one size are needed: {onset.shape}, {apex.shape}")
+    field = _SOLVERS[method.algorithm](onset, apex, method.parameters)
+    return np.ascontiguousarray(field.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _tvl1(
+    onset: NDArray[np.uint8], apex: NDArray[np.uint8], parameters: Mapping[str, Any]
+) -> NDArray[Any]:
+    solver = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined] # contrib
+    for name, value in parameters.items():
+        setter = getattr(solver, "set" + name[:1].upper() + name[1:], None)
+        if setter is None:
+            raise ValueError(f"TV-L1 has no parameter {name!r}")
+        setter(value)
+    return np.asarray(solver.calc(onset, apex, None))
+
+
+_FARNEBACK = {
+    "pyr_scale": 0.5,
+    "levels": 3,
+    "winsize": 15,
+    "iterations": 3,
+    "poly_n": 5,
+    "poly_sigma": 1.2,
+    "flags": 0,
+}
+"""The function has no defaults; these are the ones of OpenCV's class of the same name but for
+`winsize`, 13 there, and `iterations`, 10 there."""
+
+
+def _farneback(
+    onset: NDArray[np.uint8], apex: NDArray[np.uint8], parameters: Mapping[str, Any]
+) -> NDArray[Any]:
+    if unknown := parameters.keys() - _FARNEBACK:
+        raise ValueError(f"Farneback has no parameter {min(unknown)!r}")
+    chosen = _FARNEBACK | dict(parameters)
+    return np.asarray(cv2.calcOpticalFlowFarneback(onset, apex, None, **chosen))  # type: ignore[call-overload]
+
+
+_DIS_PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+
+def _dis(
+    onset: NDArray[np.uint8], apex: NDArray[np.uint8], parameters: Mapping[str, Any]
+) -> NDArray[Any]:
+    if unknown := parameters.keys() - {"preset"}:
+        raise ValueError(f"DIS has no parameter {min(unknown)!r}")
+    preset = parameters.get("preset", "medium")
+    if preset not in _DIS_PRESETS:
+        raise ValueError(f"DIS has no preset {preset!r}; there are {', '.join(_DIS_PRESETS)}")
+    solver = cv2.DISOpticalFlow_create(_DIS_PRESETS[preset])  # type: ignore[attr-defined]
+    return np.asarray(solver.calc(onset, apex, None))
+
+
+_SOLVERS: dict[str, Callable[..., NDArray[Any]]] = {
+    "tvl1": _tvl1,
+    "farneback": _farneback,
+    "dis": _dis,
+}
+
+
+def _check_flow(flow: FloatArray) -> None:
+    if flow.ndim != _FLOW_NDIM or flow.shape[0] != 2:  # noqa: PLR2004 - u and v
+        raise ShapeError(f"a flow field is (2, H, W), got {flow.shape}")
+
+
+def magnitude(flow: FloatArray) -> FloatArray:
+    """Return the (H, W) length of each flow vector, in pixels. Raises: ShapeError."""
+    _check_flow(flow)
+    return np.asarray(np.hypot(flow[0], flow[1]), np.float32)
+
+
+def optical_strain(flow: FloatArray) -> FloatArray:
+    """Return the magnitude of the infinitesimal strain of a flow field.
+
+    Convention: flow is (2, H, W) in pixels. Returns (H, W), unitless, never negative.
+    |e| = sqrt(u_x² + v_y² + ½ (u_y + v_x)²) (MFDAN's third flow channel). A shift and a small
+    rotation have none. Raises: ShapeError.
+    """
+    _check_flow(flow)
+    u_y, u_x = np.gradient(flow[0])  # numpy yields rows (y) first
+    v_y, v_x = np.gradient(flow[1])
+    return np.asarray(np.sqrt(u_x**2 + v_y**2 + 0.5 * (u_y + v_x) ** 2), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class RigidMotion:
+    """The motion of the head between two aligned crops, seen as a small similarity."""
+
+    shift_x: float
+    """Of the crop's middle, pixels, right."""
+    shift_y: float
+    """Of the crop's middle, pixels, down."""
+    turn: float
+    """Radians, clockwise as seen (x towards y)."""
+    zoom: float
+    """Relative growth; 0.01 is one per cent larger."""
+    mean_px: float
+    """Mean length of the motion over the crop, pixels."""
+
+
+_ROBUST_STEPS = 8
+_ROBUST_FLOOR_PX = 0.05
+_SAMPLE_STRIDE = 4
+
+
+def remove_rigid_motion(
+    flow: FloatArray, mask: NDArray[np.bool_] | None = None
+) -> tuple[FloatArray, RigidMotion]:
+    """Subtract the head's motion from a flow field.
+
+    A four-parameter field (shift, turn, zoom about the middle) is fitted by iteratively
+    reweighted least squares with Geman–McClure weights, so that the few muscles that move
+    do not count as head (ours; the paper assumes aligned frames).
+
+    Convention: flow is (2, H, W) in pixels; mask is (H, W), true where the fit may look
+    (default: everywhere). Returns the residual flow, (2, H, W), and the motion removed.
+    Raises: ShapeError.
+    """
+    _check_flow(flow)
+    _, height, width = flow.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x -= (width - 1) / 2
+    y -= (height - 1) / 2
+    # A smooth field needs no more than every fourth pixel.
+    rows = np.zeros((height, width), bool)
+    rows[::_SAMPLE_STRIDE, ::_SAMPLE_STRIDE] = True
+    if mask is not None:
+        if mask.shape != (height, width):
+            raise ShapeError(f"mask is {mask.shape}, flow is {flow.shape}")
+        rows &= mask
+    shift_x, shift_y, turn, zoom = _fit_similarity(x[rows], y[rows], flow[0][rows], flow[1][rows])
+    rigid = np.stack([shift_x + zoom * x - turn * y, shift_y + turn * x + zoom * y])
+    rigid = rigid.astype(np.float32)
+    mean_px = float(magnitude(rigid).mean())
+    return flow - rigid, RigidMotion(shift_x, shift_y, turn, zoom, mean_px)
+
+
+def _fit_similarity(
+    x: FloatArray, y: FloatArray, u: FloatArray, v: FloatArray
+) -> tuple[float, ...]:
+    """Solve u = shift_x + zoom·x - turn·y, v = shift_y + turn·x + zoom·y robustly."""
+    if x.size == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    one, none = np.ones_like(x), np.zeros_like(x)
+    design = np.concatenate([np.stack([one, none, -y, x], 1), np.stack([none, one, x, y], 1)])
+    target = np.concatenate([u, v])
+    weights = np.ones_like(x)
+    found = np.zeros(4, np.float32)
+    for _ in range(_ROBUST_STEPS):
+        both = np.sqrt(np.concatenate([weights, weights]))
+        found = np.linalg.lstsq(design * both[:, None], target * both, rcond=None)[0]
+        error = target - design @ found
+        length = np.hypot(error[: x.size], error[x.size :])
+        scale = max(1.4826 * float(np.median(length)), _ROBUST_FLOOR_PX)
+        weights = 1 / (1 + (length / scale) ** 2) ** 2
+    return float(found[0]), float(found[1]), float(found[2]), float(found[3])

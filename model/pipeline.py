@@ -1,0 +1,190 @@
+X
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import FrameSizeMismatch
+from model.face import Face, FaceFinder, align, similarity_transform
+from model.flow import compute_flow, magnitude, remove_rigid_motion, to_grey
+from model.magnify import magnify
+from model.spec import ModelSpec
+from model.tensors import flow_tensor, image_tensor
+
+__all__ = [
+    "AlignedPair",
+    "Motion",
+    "Preprocessor",
+    "Quality",
+    "Verdict",
+    "judge",
+    "network_inputs",
+]
+
+FloatArray = NDArray[np.float32]
+_RIGHT_EYE = (33, 133)
+_LEFT_EYE = (362, 263)
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """How far the face moved from onset to apex, in pixels of the aligned crop."""
+
+    mean_px: float
+    """Mean residual motion inside the face's outline, the head's own motion removed."""
+    p95_px: float
+    """95th percentile of the same; the motion gate reads it."""
+    head_px: float
+    """Mean motion of the head, which was removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a caller should know of the picture before believing the answer."""
+
+    eye_distance_px: float
+    """Between the eye centres in the frame as sent; the crop is scaled to one fixed value."""
+    outside: float
+    """Share of the aligned crop that lies outside the frame, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AlignedPair:
+    """One face of a pair of frames, aligned by one transform from the onset."""
+
+    face: Face
+    onset: NDArray[np.uint8]
+    """(S, S, 3) RGB crop."""
+    flow: FloatArray
+    """(2, S, S), pixels of the crop, onset → apex, the head's motion removed."""
+    motion: Motion
+    quality: Quality
+    timings_ms: dict[str, float]
+    """Wall time of align and flow for this face; detect, shared by all faces, on the first."""
+
+
+class Preprocessor:
+    """Turns two frames into aligned pairs as one ModelSpec asks. Safe to share among threads."""
+
+    def __init__(self, spec: ModelSpec, finder: FaceFinder | None = None) -> None:
+        self.spec = spec
+        self._finder = finder or FaceFinder()
+
+    def align_pair(
+        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], max_faces: int = 1
+    ) -> list[AlignedPair]:
+        """Find the faces of the onset, align both frames to each, and compute its flow.
+
+        Convention: onset and apex are (H, W, 3) uint8 RGB of one size. Returns one entry for
+        each face, the largest first, none when there is none.
+        Raises: FrameSizeMismatch.
+        """
+        if onset.shape != apex.shape:
+            (h0, w0), (h1, w1) = onset.shape[:2], apex.shape[:2]
+            raise FrameSizeMismatch(f"the onset is {w0}x{h0} pixels, the apex {w1}x{h1}")
+        timings: dict[str, float] = {}
+        with _timed(timings, "detect"):
+            faces = self._finder.find(onset, max_faces)
+        pairs = [self._align_face(onset, apex, face) for face in faces]
+        for pair in pairs[:1]:
+            pair.timings_ms.update(timings)
+        return pairs
+
+    def _align_face(
+        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], face: Face
+    ) -> AlignedPair:
+        size = self.spec.input_size
+        timings: dict[str, float] = {}
+        with _timed(timings, "align"):
+            transform = similarity_transform(face.landmarks, self.spec.alignment, size)
+            onset_crop = align(onset, transform, size)
+            apex_crop = align(apex, transform, size)
+        with _timed(timings, "flow"):
+            total = compute_flow(to_grey(onset_crop), to_grey(apex_crop), self.spec.flow)
+            outline = _face_outline(face, transform, size)
+            flow, head = remove_rigid_motion(total, outline)
+            moved = magnitude(flow)[outline] if outline.any() else magnitude(flow)
+        return AlignedPair(
+            face=face,
+            onset=onset_crop,
+            flow=flow,
+            motion=Motion(
+                mean_px=float(moved.mean()),
+                p95_px=float(np.percentile(moved, 95)),
+                head_px=head.mean_px,
+            ),
+            quality=_quality(face, transform, onset.shape[:2], size),
+            timings_ms=timings,
+        )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = (time.perf_counter() - start) * 1e3
+
+
+def _face_outline(face: Face, transform: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
+    """Return the (S, S) mask of the convex hull of the landmarks in the crop."""
+    points = face.landmarks @ transform[:, :2].T + transform[:, 2]
+    hull = cv2.convexHull(points.round().astype(np.int32))
+    mask = np.zeros((size, size), np.uint8)
+    cv2.fillConvexPoly(mask, hull, 1)
+    return mask.astype(bool)
+
+
+def _quality(
+    face: Face, transform: NDArray[np.float64], frame_shape: tuple[int, ...], size: int
+) -> Quality:
+    right, left = (face.landmarks[list(eye)].mean(axis=0) for eye in (_RIGHT_EYE, _LEFT_EYE))
+    inside = align(np.full(frame_shape, 255, np.uint8), transform, size, border=0)
+    return Quality(
+        eye_distance_px=float(np.hypot(*(left - right))),
+        outside=float((inside < 128).mean()),  # noqa: PLR2004 - half covered
+    )
+
+
+def network_inputs(
+    onset: NDArray[np.uint8], flow: FloatArray, spec: ModelSpec, alpha: float | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Make the network's two inputs of one aligned pair.
+
+    Convention: onset is (S, S, 3) uint8, flow (2, S, S) in pixels, both of any one size;
+    alpha is the magnification factor, the spec's when None (training draws it at random).
+    Returns image and flow, each (3, S, S) float32. Raises: ShapeError.
+    """
+    factor = spec.magnification if alpha is None else alpha
+    return image_tensor(magnify(onset, flow, factor)), flow_tensor(flow, spec.normalisation)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is answered for one face."""
+
+    label: str
+    """The likeliest class, also when the answer abstains."""
+    probabilities: dict[str, float]
+    abstained: bool
+    reason: str | None
+    """`no_movement`, `low_confidence`, or None when the answer stands."""
+
+
+def judge(spec: ModelSpec, probabilities: FloatArray, motion: Motion) -> Verdict:
+    """Turn the (K,) probabilities of one pair into a verdict.
+
+    The gate reads the raw motion: normalised, a near-static pair would look like an expression.
+    """
+    by_class = dict(zip(spec.classes, map(float, probabilities), strict=True))
+    label = max(by_class, key=by_class.__getitem__)
+    reason = None
+    if motion.p95_px < spec.motion_gate_px:
+        reason = "no_movement"
+    elif by_class[label] < spec.abstention_threshold:
+        reason = "low_confidence"
+    return Verdict(label, by_class, reason is not None, reason)

@@ -1,0 +1,105 @@
+"""One ONNX model, checked against its spec and run by ONNX Runtime."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from model.errors import ModelError, ShapeError, SpecMismatch
+from model.spec import ModelSpec, load_spec
+
+__all__ = ["SPEC_METADATA_KEY", "Session"]
+
+SPEC_METADATA_KEY = "mfdan.spec"
+"""Of the ONNX file's metadata; its value is the spec without hash and scores."""
+
+_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+_INPUTS = ("image", "flow")
+_OUTPUT = "logits"
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A verified model, ready to run. Safe to share among threads."""
+
+    spec: ModelSpec
+    provider: str
+    """The execution provider that ONNX Runtime really uses first."""
+    _runtime: ort.InferenceSession
+
+    @classmethod
+    def open(
+        cls, path: Path, *, device: Literal["cpu", "cuda"] = "cpu", threads: int = 0
+    ) -> "Session":
+        """Load an ONNX file and the spec beside it.
+
+        `threads` is ONNX Runtime's intra-op count; 0 leaves the choice to it.
+
+        Raises: ModelNotFound, SpecInvalid, SpecMismatch (hash, metadata, or the names and
+        shapes of inputs and output do not fit the spec), ModelError (not an ONNX model that
+        runs here).
+        """
+        spec = load_spec(path)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Workers that spin between runs would take the cores from the flow of the next pair.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            runtime = ort.InferenceSession(str(path), options, providers=_PROVIDERS[device])
+        except Exception as error:  # ONNX Runtime has no common base class of its faults
+            raise ModelError(f"ONNX Runtime cannot load {path.name}: {type(error).__name__}") from (
+                error
+            )
+        _check(runtime, spec, path.name)
+        return cls(spec, runtime.get_providers()[0], runtime)
+
+    def run(self, image: FloatArray, flow: FloatArray) -> FloatArray:
+        """Return the (N, K) class probabilities of N prepared pairs.
+
+        Convention: image and flow are (N, 3, S, S) float32 as `model.tensors` makes them; K
+        follows `spec.classes`; each row sums to 1. Raises: ShapeError.
+        """
+        side = self.spec.input_size
+        expected = (len(image), 3, side, side)
+        if image.shape != expected or flow.shape != expected:
+            raise ShapeError(f"image and flow are {expected}, got {image.shape}, {flow.shape}")
+        (logits,) = self._runtime.run([_OUTPUT], {"image": image, "flow": flow})
+        return _softmax(np.asarray(logits, np.float32))
+
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Run once for each batch size, so that the first request waits for no allocation."""
+        side = self.spec.input_size
+        for size in batch_sizes:
+            blank = np.zeros((size, 3, side, side), np.float32)
+            self.run(blank, blank)
+
+
+def _check(runtime: ort.InferenceSession, spec: ModelSpec, name: str) -> None:
+    embedded = runtime.get_modelmeta().custom_metadata_map.get(SPEC_METADATA_KEY)
+    if embedded is None:
+        raise SpecMismatch(f"{name} carries no spec in its metadata")
+    if ModelSpec.from_json(embedded) != spec.embedded():
+        raise SpecMismatch(f"the spec inside {name} differs from the one beside it")
+    side = spec.input_size
+    shapes = {node.name: list(node.shape[1:]) for node in runtime.get_inputs()}
+    wanted = {key: [3, side, side] for key in _INPUTS}
+    if shapes != wanted:
+        raise SpecMismatch(f"{name} takes inputs {shapes}, its spec asks for {wanted}")
+    outputs = {node.name: list(node.shape[1:]) for node in runtime.get_outputs()}
+    if outputs != {_OUTPUT: [len(spec.classes)]}:
+        raise SpecMismatch(f"{name} gives {outputs}, its spec names {len(spec.classes)} classes")
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
