@@ -1,4 +1,7 @@
-X
+"""The way of one pair, for one ModelSpec: frames → aligned pair → network inputs → verdict.
+
+Training and serving both walk it through these functions.
+"""
 
 import time
 from collections.abc import Iterator
