@@ -1,6 +1,8 @@
 import io
+import zlib
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ def quarters(height: int = 40, width: int = 64) -> np.ndarray:
     return picture
 
 
-def encode(picture: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
+def encode(picture: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:  # noqa: ANN401 - Pillow's own options
     buffer = io.BytesIO()
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image.save(buffer, kind, **options)
@@ -82,8 +84,6 @@ def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
 
 
 def test_sixteen_bit_colour_keeps_its_upper_byte() -> None:
-    import cv2
-
     deep = quarters().astype(np.uint16) * 257
     encoded = cv2.imencode(".png", np.ascontiguousarray(deep[..., ::-1]))[1].tobytes()
     np.testing.assert_array_equal(decode_image(encoded), quarters())
@@ -129,8 +129,6 @@ def test_too_many_bytes_are_refused_before_parsing() -> None:
 def test_too_many_pixels_are_refused_from_the_header_alone() -> None:
     bomb = bytearray(encode(quarters(), "PNG")[:45])  # the header, and no pixel behind it
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
-    import zlib
-
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
     with pytest.raises(ImageTooLarge, match="pixels"):
         decode_image(bytes(bomb))

@@ -1,0 +1,99 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model.errors import ModelNotFound, SpecInvalid, SpecMismatch
+from model.spec import (
+    FlowMethod,
+    ModelSpec,
+    Provenance,
+    Score,
+    file_sha256,
+    load_spec,
+    spec_path,
+)
+
+SPEC = ModelSpec(
+    name="tiny",
+    version="1",
+    classes=("negative", "positive", "surprise"),
+    provenance=Provenance(data="none", licence="MIT", training_commit="abc", seed=3),
+    scores=(Score(metric="UF1", value=0.5, low=0.4, high=0.6, protocol="by hand"),),
+)
+
+
+def written(folder: Path, spec: ModelSpec, weights: bytes = b"weights") -> Path:
+    path = folder / "tiny.onnx"
+    path.write_bytes(weights)
+    spec_path(path).write_text(replace(spec, onnx_sha256=file_sha256(path)).to_json())
+    return path
+
+
+def test_a_spec_survives_the_way_through_json() -> None:
+    assert ModelSpec.from_json(SPEC.to_json()) == SPEC
+
+
+def test_the_spec_lies_beside_its_weights() -> None:
+    assert spec_path(Path("a/b.onnx")) == Path("a/b.onnx.json")
+
+
+def test_the_embedded_copy_has_neither_hash_nor_scores() -> None:
+    embedded = replace(SPEC, onnx_sha256="f" * 64).embedded()
+    assert (embedded.onnx_sha256, embedded.scores) == ("", ())
+    assert replace(embedded, scores=SPEC.scores) == SPEC
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", ["only one"]),
+        ("magnification", -1),
+        ("name", "../../etc"),
+        ("flow", {"algorithm": "raft", "parameters": {}}),
+        ("surplus", 1),
+    ],
+)
+def test_a_bad_field_is_named(field: str, value: object) -> None:
+    document = json.loads(SPEC.to_json()) | {field: value}
+    with pytest.raises(SpecInvalid, match=field):
+        ModelSpec.from_json(json.dumps(document))
+
+
+def test_text_that_is_not_json_is_an_invalid_spec() -> None:
+    with pytest.raises(SpecInvalid):
+        ModelSpec.from_json("{")
+
+
+def test_another_preprocessing_version_is_refused() -> None:
+    document = json.loads(SPEC.to_json()) | {"preprocessing_version": 99}
+    with pytest.raises(SpecMismatch, match="99"):
+        ModelSpec.from_json(json.dumps(document))
+
+
+def test_an_intact_pair_of_files_loads(tmp_path: Path) -> None:
+    loaded = load_spec(written(tmp_path, SPEC))
+    assert replace(loaded, onnx_sha256="") == SPEC
+
+
+def test_changed_weights_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, SPEC)
+    path.write_bytes(b"weightz")
+    with pytest.raises(SpecMismatch, match="SHA-256"):
+        load_spec(path)
+
+
+@pytest.mark.parametrize("missing", ["tiny.onnx", "tiny.onnx.json"])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    path = written(tmp_path, SPEC)
+    (tmp_path / missing).unlink()
+    with pytest.raises(ModelNotFound, match=missing):
+        load_spec(path)
+
+
+def test_the_cache_key_follows_what_fixes_the_flow_and_nothing_else() -> None:
+    farneback = replace(SPEC, flow=FlowMethod(algorithm="farneback"))
+    assert farneback.preprocessing_key() != SPEC.preprocessing_key()
+    renamed = replace(SPEC, name="other", magnification=1.0, motion_gate_px=2.0)
+    assert renamed.preprocessing_key() == SPEC.preprocessing_key()
