@@ -1,0 +1,31 @@
+"""What every benchmark says about itself: machine, versions, commit."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+
+def heading(question: str) -> str:
+    """Return the lines that open a benchmark's output."""
+    libraries = ("numpy", "opencv-contrib-python-headless", "onnxruntime")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    return (
+        f"# {question}\n"
+        f"machine: {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
+        f"with:    {versions}\n"
+        f"commit:  {_commit()}\n"
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
