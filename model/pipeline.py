@@ -65,6 +65,8 @@ class AlignedPair:
     """(S, S, 3) RGB crop."""
     flow: FloatArray
     """(2, S, S), pixels of the crop, onset → apex, the head's motion removed."""
+    landmarks: FloatArray
+    """(468, 2), pixels of the crop."""
     motion: Motion
     quality: Quality
     timings_ms: dict[str, float]
@@ -109,13 +111,15 @@ class Preprocessor:
             apex_crop = align(apex, transform, size)
         with _timed(timings, "flow"):
             total = compute_flow(to_grey(onset_crop), to_grey(apex_crop), self.spec.flow)
-            outline = _face_outline(face, transform, size)
+            landmarks = _carry(face.landmarks, transform)
+            outline = _face_outline(landmarks, size)
             flow, head = remove_rigid_motion(total, outline)
             moved = magnitude(flow)[outline] if outline.any() else magnitude(flow)
         return AlignedPair(
             face=face,
             onset=onset_crop,
             flow=flow,
+            landmarks=landmarks,
             motion=Motion(
                 mean_px=float(moved.mean()),
                 p95_px=float(np.percentile(moved, 95)),
@@ -133,10 +137,14 @@ def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     timings[stage] = (time.perf_counter() - start) * 1e3
 
 
-def _face_outline(face: Face, transform: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
-    """Return the (S, S) mask of the convex hull of the landmarks in the crop."""
-    points = face.landmarks @ transform[:, :2].T + transform[:, 2]
-    hull = cv2.convexHull(points.round().astype(np.int32))
+def _carry(points: FloatArray, transform: NDArray[np.float64]) -> FloatArray:
+    """Map (N, 2) points by a (2, 3) transform."""
+    return np.asarray(points @ transform[:, :2].T + transform[:, 2], np.float32)
+
+
+def _face_outline(landmarks: FloatArray, size: int) -> NDArray[np.bool_]:
+    """Return the (S, S) mask of the convex hull of the landmarks of a crop."""
+    hull = cv2.convexHull(landmarks.round().astype(np.int32))
     mask = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(mask, hull, 1)
     return mask.astype(bool)

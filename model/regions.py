@@ -1,0 +1,72 @@
+"""Which part of the face moved, and where to: what an answer can be explained by."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ShapeError
+
+__all__ = ["REGIONS", "RegionMotion", "region_motions"]
+
+REGIONS: dict[str, tuple[int, ...]] = {
+    "right_inner_brow": (107, 55),
+    "right_outer_brow": (105, 63),
+    "left_inner_brow": (336, 285),
+    "left_outer_brow": (334, 293),
+    "right_upper_lid": (159, 158),
+    "left_upper_lid": (386, 385),
+    "right_lower_lid": (145, 153),
+    "left_lower_lid": (374, 380),
+    "nose": (4, 48, 278),
+    "right_cheek": (50, 205),
+    "left_cheek": (280, 425),
+    "upper_lip": (0, 37, 267),
+    "right_mouth_corner": (61,),
+    "left_mouth_corner": (291,),
+    "lower_lip": (17, 84, 314),
+    "chin": (199, 200),
+}
+"""Mesh landmarks at the heart of each region; left and right are the person's own."""
+
+_RADIUS = 0.1
+"""Of the disc around each landmark, in eye distances."""
+_EYES = ((33, 133), (362, 263))
+
+
+@dataclass(frozen=True, slots=True)
+class RegionMotion:
+    """Mean motion of one region from onset to apex, pixels of the aligned crop."""
+
+    region: str
+    right_px: float
+    """Towards the picture's right, so negative is left."""
+    down_px: float
+    """Towards the picture's bottom, so negative is up."""
+    length_px: float
+    """Mean length of the region's flow vectors."""
+
+
+def region_motions(
+    flow: NDArray[np.float32], landmarks: NDArray[np.float32]
+) -> tuple[RegionMotion, ...]:
+    """Average a flow field over each region of the face, the one that moved most first.
+
+    Convention: flow is (2, H, W) pixels, x right, y down, the head's motion removed;
+    landmarks are (468, 2), (x, y), pixels of the same crop. A region outside the crop is
+    left out. Raises: ShapeError.
+    """
+    if flow.ndim != 3 or flow.shape[0] != 2 or landmarks.shape != (468, 2):  # noqa: PLR2004
+        raise ShapeError(f"flow is (2, H, W), landmarks (468, 2): {flow.shape}, {landmarks.shape}")
+    right, left = (landmarks[list(eye)].mean(axis=0) for eye in _EYES)
+    radius = _RADIUS * float(np.hypot(*(left - right)))
+    y, x = np.mgrid[: flow.shape[1], : flow.shape[2]]
+    found = []
+    for region, anchors in REGIONS.items():
+        squared = [(x - landmarks[i, 0]) ** 2 + (y - landmarks[i, 1]) ** 2 for i in anchors]
+        disc = np.min(squared, axis=0) <= radius**2
+        if disc.any():
+            u, v = flow[:, disc]
+            length = float(np.hypot(u, v).mean())
+            found.append(RegionMotion(region, float(u.mean()), float(v.mean()), length))
+    return tuple(sorted(found, key=lambda motion: -motion.length_px))
