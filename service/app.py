@@ -1,0 +1,71 @@
+"""The FastAPI application: `create_app` puts the parts together, the lifespan holds the engine."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.formparsers import MultiPartParser
+
+from service.batcher import OnBatch
+from service.engine import Engine
+from service.errors import add_error_handlers
+from service.routes import router
+from service.security import GuardMiddleware
+from service.settings import MAX_PAIRS, Settings
+from service.telemetry import Telemetry, TelemetryMiddleware
+
+__all__ = ["create_app"]
+
+OpenEngine = Callable[[Settings, OnBatch], AbstractAsyncContextManager[Engine]]
+
+_DESCRIPTION = """\
+Recognises facial micro-expressions: two frames of one face in, the probabilities of a few
+classes of expression out. An answer speaks of what a face's movement looks like, **not of what
+a person feels**. No picture, face or landmark is stored or logged, and nobody is identified.
+
+**Meant for** research on micro-expressions, for teaching, and for the analysis of recordings
+whose people know of it and agreed.
+
+**Not to be used** to infer emotions of people at work or in education: the European Union
+prohibits it (Regulation (EU) 2024/1689, Article 5(1)(f)). Not for deciding anything about a
+person, not for lie detection, hiring, policing, border control, credit, insurance or health.
+Whoever exposes people to emotion recognition must tell them (Article 50(3)).
+
+Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+"""
+
+
+def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engine.open) -> FastAPI:
+    """Build the application; its lifespan opens the engine and closes it.
+
+    `open_engine` takes the settings and a callback for each batch (size, seconds).
+    """
+    settings = settings or Settings()
+    telemetry = Telemetry(settings.log_level)
+    # 0: an upload is never spooled to disk. Memory is bounded by body caps and max_requests.
+    MultiPartParser.spool_max_size = 0
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with open_engine(settings, telemetry.batch_ran) as engine:
+            telemetry.watch(engine)
+            yield {"engine": engine, "telemetry": telemetry}
+
+    app = FastAPIOffline(
+        title="mfdan",
+        version=version("mfdan"),
+        description=_DESCRIPTION,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        form_limits={"max_files": 4 * MAX_PAIRS, "max_fields": 16, "max_part_size": 1024},
+    )
+    app.include_router(router)
+    add_error_handlers(app, settings.retry_after_s)
+    app.add_middleware(GuardMiddleware, settings=settings)
+    app.add_middleware(TelemetryMiddleware, telemetry=telemetry, settings=settings)  # outermost
+    return app

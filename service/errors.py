@@ -1,0 +1,153 @@
+"""Which fault is answered with which status, and the one body of all errors (RFC 9457)."""
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from model.errors import (
+    BrokenImage,
+    EmptyImage,
+    FrameSizeMismatch,
+    ImageTooLarge,
+    ImageTooSmall,
+    InputError,
+    ModelNotFound,
+    NotAnImage,
+)
+from service.engine import Closed, DeadlineExceeded, NotReady, QueueFull
+from service.schemas import FieldFault, Problem
+
+__all__ = [
+    "PROBLEM_JSON",
+    "ClientGone",
+    "FieldsInvalid",
+    "add_error_handlers",
+    "problem_of",
+    "problem_response",
+    "request_id_of",
+]
+
+PROBLEM_JSON = "application/problem+json"
+_CLIENT_CLOSED_REQUEST = 499
+"""Not in the standard; nobody reads this answer, only the log and the metrics show it."""
+
+
+class ClientGone(Exception):
+    """The caller closed the connection before the answer."""
+
+    code = "client_gone"
+
+
+class FieldsInvalid(Exception):
+    """The form's fields are not what the route takes."""
+
+    code = "invalid_fields"
+
+    def __init__(self, *faults: FieldFault) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+
+_STATUS: dict[type[Exception], int] = {
+    EmptyImage: 400,
+    BrokenImage: 400,
+    ImageTooLarge: 413,
+    NotAnImage: 415,
+    ImageTooSmall: 422,
+    FrameSizeMismatch: 422,
+    InputError: 422,
+    ModelNotFound: 404,
+    QueueFull: 429,
+    Closed: 503,
+    NotReady: 503,
+    DeadlineExceeded: 504,
+    ClientGone: _CLIENT_CLOSED_REQUEST,
+}
+"""The one table; a fault that it does not hold is a 500."""
+
+_HTTP_CODES = {
+    400: "malformed_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "upload_timeout",
+    413: "body_too_large",
+    429: "too_many_requests",
+}
+
+
+def problem_of(error: BaseException, request_id: str) -> Problem:
+    """Describe a fault to the caller; one that is not foreseen tells nothing of itself."""
+    if isinstance(error, FieldsInvalid):
+        return _problem(422, error.code, "The fields are not valid.", request_id, error.faults)
+    if isinstance(error, RequestValidationError):
+        faults = tuple(
+            FieldFault(
+                field=".".join(str(part) for part in fault["loc"][1:]) or "body",
+                message=fault["msg"],
+            )
+            for fault in error.errors()
+        )
+        return _problem(422, "invalid_fields", "The fields are not valid.", request_id, faults)
+    if isinstance(error, HTTPException):
+        code = _HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
+        return _problem(error.status_code, code, str(error.detail), request_id)
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            code = getattr(error, "code", "error")
+            return _problem(_STATUS[kind], code, _sentence(str(error)), request_id)
+    return _problem(500, "internal_error", "The service failed.", request_id)
+
+
+def problem_response(problem: Problem, retry_after_s: int) -> Response:
+    """Make the HTTP answer of a problem; 429 and 503 say when to come back."""
+    headers = {"Retry-After": str(retry_after_s)} if problem.status in {429, 503} else {}
+    return Response(
+        problem.model_dump_json(exclude_defaults=True),
+        status_code=problem.status,
+        headers=headers,
+        media_type=PROBLEM_JSON,
+    )
+
+
+def add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+    """Have every foreseen fault answered as a problem; the rest is the telemetry's to catch."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        problem = problem_of(error, request_id_of(request))
+        request.state.code = problem.code
+        response = problem_response(problem, retry_after_s)
+        if isinstance(error, HTTPException) and error.headers:
+            response.headers.update(error.headers)
+        return response
+
+    for kind in (*_STATUS, FieldsInvalid, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the telemetry gave this request."""
+    return str(request.state.request_id)
+
+
+def _problem(
+    status: int, code: str, detail: str, request_id: str, faults: tuple[FieldFault, ...] = ()
+) -> Problem:
+    title = (
+        "Client Closed Request" if status == _CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase
+    )
+    return Problem(
+        type=f"urn:mfdan:problem:{code}",
+        title=title,
+        status=status,
+        code=code,
+        detail=detail,
+        request_id=request_id,
+        errors=faults,
+    )
+
+
+def _sentence(message: str) -> str:
+    return message[:1].upper() + message[1:] + "."

@@ -1,0 +1,284 @@
+"""The routes: read the form, await one call, shape the reply."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import UploadFile as Part
+
+from service.engine import Answer, Closed, Engine, NotReady, Upload
+from service.errors import PROBLEM_JSON, ClientGone, FieldsInvalid, problem_of, request_id_of
+from service.schemas import (
+    BatchPrediction,
+    FieldFault,
+    Health,
+    ModelCard,
+    Prediction,
+    Problem,
+)
+from service.settings import MAX_FACES, MAX_PAIRS
+from service.telemetry import Telemetry
+
+__all__ = ["router"]
+
+T = TypeVar("T")
+router = APIRouter()
+
+_CLIPS = {"clip", "frames", "fps", "onset_frame", "apex_frame"}
+_FIELDS = {"onset", "apex", "model", "faces"}
+_PROBLEM_EXAMPLE = {
+    "type": "urn:mfdan:problem:broken_image",
+    "title": "Bad Request",
+    "status": 400,
+    "code": "broken_image",
+    "detail": "Apex: the picture is truncated or corrupt.",
+    "request_id": "5f0c7c3c2f6e4b0e9f4f0a4d3b0f7a11",
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    meanings = {
+        400: "A picture is empty, truncated or corrupt, or the body is malformed.",
+        404: "There is no model of that name.",
+        408: "The body did not arrive in time.",
+        413: "The body, or a picture in bytes or pixels, is too large.",
+        415: "A part is not a JPEG, PNG, WebP or BMP picture.",
+        422: "Fields are missing, unknown or repeated; a picture is too small; sizes differ.",
+        429: "As much work waits as may wait; Retry-After says when to come back.",
+        500: "The service failed.",
+        503: "The model is not ready, or the service is shutting down.",
+        504: "No answer within the deadline.",
+    }
+    return {
+        status: {
+            "description": meanings[status],
+            "content": {
+                PROBLEM_JSON: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    **({"example": _PROBLEM_EXAMPLE} if status == 400 else {}),  # noqa: PLR2004
+                }
+            },
+        }
+        for status in statuses
+    }
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine = request.state.engine
+    return engine
+
+
+def _telemetry(request: Request) -> Telemetry:
+    telemetry: Telemetry = request.state.telemetry
+    return telemetry
+
+
+EngineDep = Annotated[Engine, Depends(_engine)]
+TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]
+RequestIdDep = Annotated[str, Depends(request_id_of)]
+ModelField = Annotated[
+    str | None, Form(description="Name of the model; none: the default one.", max_length=64)
+]
+FacesField = Annotated[
+    int, Form(ge=1, le=MAX_FACES, description="Faces to answer for, the largest first.")
+]
+
+
+async def _one_of_each(request: Request) -> None:
+    _check_fields(await _parts(request), repeatable=set())
+
+
+async def _repeated_pictures(request: Request) -> None:
+    _check_fields(await _parts(request), repeatable={"onset", "apex"})
+
+
+async def _parts(request: Request) -> list[tuple[str, Part | str]]:
+    return (await request.form()).multi_items()  # parsed already; the request keeps it
+
+
+def _check_fields(parts: list[tuple[str, Part | str]], repeatable: set[str]) -> None:
+    """Refuse what FastAPI would silently drop. Raises: FieldsInvalid."""
+    names = [name for name, _ in parts]
+    faults = [FieldFault(field=name, message=_unknown(name)) for name in {*names} - _FIELDS]
+    faults += [
+        FieldFault(field=name, message="is given more than once")
+        for name in sorted(_FIELDS - repeatable)
+        if names.count(name) > 1
+    ]
+    faults += [
+        FieldFault(field=name, message="must be a file: give the part a file name")
+        for name, part in parts
+        if name in {"onset", "apex"} and isinstance(part, str)
+    ]
+    if faults:
+        raise FieldsInvalid(*sorted(faults, key=lambda fault: fault.field))
+
+
+def _unknown(name: str) -> str:
+    if name in _CLIPS:
+        return "clips are not served by this release: send the onset and the apex frame"
+    return "is not a field of this form"
+
+
+@router.post(
+    "/predict",
+    tags=["predictions"],
+    summary="Answer one pair of frames",
+    dependencies=[Depends(_one_of_each)],
+    responses=_problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+)
+async def predict(  # noqa: PLR0913, PLR0917 - the fields of the form
+    request: Request,
+    response: Response,
+    engine: EngineDep,
+    telemetry: TelemetryDep,
+    request_id: RequestIdDep,
+    onset: Annotated[UploadFile, File(description="The frame in which the movement begins.")],
+    apex: Annotated[UploadFile, File(description="The frame of its peak, of the same size.")],
+    model: ModelField = None,
+    faces: FacesField = 1,
+) -> Prediction:
+    """Recognise the expression that a face shows between an onset and an apex frame.
+
+    Both frames come from one recording of one person and have one size; JPEG, PNG, WebP or
+    BMP. No face is a normal answer with `faces: []`; when nothing moved, the face's answer
+    abstains with the reason `no_movement`.
+    """
+    upload = Upload(await onset.read(), await apex.read())
+    answer = await _unless_gone(request, engine.predict(upload, model=model, faces=faces))
+    prediction = Prediction.of(answer, request_id)
+    telemetry.answered(prediction)
+    response.headers["Server-Timing"] = ", ".join(
+        f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items()
+    )
+    return prediction
+
+
+@router.post(
+    "/predict/batch",
+    tags=["predictions"],
+    summary="Answer many pairs of frames",
+    dependencies=[Depends(_repeated_pictures)],
+    responses=_problems(400, 404, 408, 413, 422, 429, 500, 503),
+)
+async def predict_batch(  # noqa: PLR0913, PLR0917 - the fields of the form
+    request: Request,
+    engine: EngineDep,
+    telemetry: TelemetryDep,
+    request_id: RequestIdDep,
+    onset: Annotated[
+        list[UploadFile],
+        File(min_length=1, max_length=MAX_PAIRS, description="The onset frame of each pair."),
+    ],
+    apex: Annotated[
+        list[UploadFile],
+        File(
+            min_length=1,
+            max_length=MAX_PAIRS,
+            description="The apex frame of each pair, in the order of the onsets.",
+        ),
+    ],
+    model: ModelField = None,
+    faces: FacesField = 1,
+) -> BatchPrediction:
+    """Recognise the expressions of up to 16 pairs: the n-th onset belongs to the n-th apex.
+
+    The answers stand in request order. A pair that cannot be answered has a problem in its
+    place, with the status that it would have had alone; the rest are answered.
+    """
+    if len(onset) != len(apex):
+        message = f"there are {len(onset)} onset and {len(apex)} apex frames"
+        raise FieldsInvalid(FieldFault(field="apex", message=message))
+    uploads = [
+        Upload(await first.read(), await second.read())
+        for first, second in zip(onset, apex, strict=True)
+    ]
+    answers = await _unless_gone(request, engine.predict_many(uploads, model=model, faces=faces))
+    return BatchPrediction(
+        request_id=request_id,
+        results=tuple(_result(answer, request_id, telemetry) for answer in answers),
+    )
+
+
+def _result(
+    answer: Answer | BaseException, request_id: str, telemetry: Telemetry
+) -> Prediction | Problem:
+    if isinstance(answer, BaseException):
+        problem = problem_of(answer, request_id)
+        telemetry.rejected(problem.code)
+        return problem
+    prediction = Prediction.of(answer, request_id)
+    telemetry.answered(prediction)
+    return prediction
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await the work; cancel it when the caller hangs up. Raises: ClientGone."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the caller has gone")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@router.get("/models", tags=["models"], summary="List the loaded models")
+async def models(engine: EngineDep) -> list[ModelCard]:
+    """Every model that a request may name; the default comes first."""
+    return [
+        ModelCard.of(session, default=place == 0)
+        for place, session in enumerate(engine.sessions.values())
+    ]
+
+
+@router.get(
+    "/models/{name}", tags=["models"], summary="Describe one model", responses=_problems(404, 422)
+)
+async def model(engine: EngineDep, name: str) -> ModelCard:
+    """Its spec, classes, hash, data, licence and measured scores."""
+    session = engine.session(name)
+    return ModelCard.of(session, default=session is engine.session())
+
+
+@router.get("/health/live", tags=["operation"], summary="Does the process answer?")
+async def live() -> Health:
+    """Yes, if you can read this. Restart the process when it stops answering."""
+    return Health(status="live")
+
+
+@router.get(
+    "/health/ready",
+    tags=["operation"],
+    summary="Would a prediction sent now be worked on?",
+    responses=_problems(503),
+)
+async def ready(engine: EngineDep) -> Health:
+    """Yes once the model is warm, no when it is stuck or shutting down. Route no traffic then."""
+    if engine.closing:
+        raise Closed("the service is shutting down")
+    if not engine.ready:
+        raise NotReady("the model is not ready")
+    return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    tags=["operation"],
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(telemetry: TelemetryDep) -> Response:
+    """Show counts and durations; nothing of any picture."""
+    return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,109 @@
+"""What an operator can set: environment variables `MFDAN_…`, each bounded."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import model
+from model.decode import Limits
+
+__all__ = ["MAX_FACES", "MAX_PAIRS", "Settings", "cores"]
+
+MAX_FACES = 8
+"""Faces that one pair may ask for."""
+MAX_PAIRS = 16
+"""Pairs in one batch."""
+
+_PACKAGED_MODELS = Path(model.__path__[0]) / "weights"
+_FORM_OVERHEAD_BYTES = 64 * 2**10
+"""Boundaries, part headers and the short fields of a form."""
+
+
+class Settings(BaseSettings):
+    """Settings of the service; every field is the variable MFDAN_ + its name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MFDAN_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but a loopback address shows an unprotected service."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """TCP port to listen on; 0 takes a free one."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lines below this level are not written; a request is one `info` line."""
+
+    models_dir: Path = _PACKAGED_MODELS
+    """Folder of *.onnx files, each with its spec beside it; all of them are loaded."""
+    model: str | None = None
+    """Name of the model that answers when a request names none; None: the only one there is."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where ONNX Runtime shall run the network."""
+
+    worker_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads that decode, align and compute flow; 0: as many as there are cores."""
+    opencv_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads inside one OpenCV call; 0: cores divided among the workers."""
+    onnx_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads inside one run of the network; 0: as many as there are cores."""
+    batch_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)
+    ] = (1, 2, 4, 8)
+    """Numbers of faces that one run of the network may hold; 1 must be among them."""
+
+    queue_items: Annotated[int, Field(ge=MAX_PAIRS * MAX_FACES, le=65536)] = 128
+    """Faces (as asked for) that may be at work or waiting; more is answered 429."""
+    max_requests: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Predictions that may be uploading or waiting at once; more is answered 429."""
+    retry_after_s: Annotated[int, Field(ge=1, le=3600)] = 1
+    """What a 429 or 503 answer tells the caller to wait, seconds."""
+    deadline_ms: Annotated[int, Field(ge=1, le=600_000)] = 30_000
+    """From the complete upload to the answer, milliseconds; past it is answered 504."""
+    upload_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 30_000
+    """For the request body to arrive, milliseconds; past it is answered 408."""
+    drain_timeout_s: Annotated[int, Field(ge=0, le=3600)] = 30
+    """What running requests are given to finish at shutdown, seconds."""
+
+    max_image_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 10 * 2**20
+    """Largest picture as uploaded, bytes."""
+    max_image_pixels: Annotated[int, Field(ge=1024, le=2**30)] = 25_000_000
+    """Largest picture as decoded, pixels."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**32)] = 64 * 2**20
+    """Largest request body of a batch, bytes; a single pair may hold two pictures."""
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What one picture may cost."""
+        return Limits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
+    @property
+    def max_pair_bytes(self) -> int:
+        """Largest request body of a single pair, bytes.
+
+        Roomier than two pictures, so that a picture a little too large is named as such.
+        """
+        return min(self.max_body_bytes, 3 * self.max_image_bytes + _FORM_OVERHEAD_BYTES)
+
+    @property
+    def workers(self) -> int:
+        """`worker_threads`, resolved."""
+        return self.worker_threads or cores()
+
+    @property
+    def opencv(self) -> int:
+        """`opencv_threads`, resolved."""
+        return self.opencv_threads or max(1, cores() // self.workers)
+
+    @property
+    def onnx(self) -> int:
+        """`onnx_threads`, resolved."""
+        return self.onnx_threads or cores()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
