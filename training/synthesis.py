@@ -1,0 +1,289 @@
+"""`mfdan-train synth`: makes a folder of synthetic pairs, in parallel, resumable."""
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.contact_sheet import contact_sheet
+from training.displacement import unit_fields
+from training.face_mesh import FaceAxes
+from training.identities import FacePicture, Skipped, find_faces
+from training.synthetic import FacePatch, Pair, PairPlan, plan_pair, render_pair
+from training.unit_moves import Blendshapes
+
+__all__ = ["Settings", "make_pairs", "open_patch", "synth"]
+
+VERSION = 1
+"""Raised whenever the same seed and faces give other pairs."""
+
+_WORKING_EYE_DISTANCE = 130.0
+_PATCH_SIDE = 4.4
+"""Of the square cut around a face, in eye distances."""
+_PAIRS_PER_TASK = 24
+_HEADER = (
+    *("dataset", "subject", "clip", "label", "onset", "apex", "flow"),
+    *("action_units", "peak_px", "picture"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What fixes a folder of pairs, beside its faces."""
+
+    seed: int
+    pairs: int
+    none_fraction: float = 0.15
+    blendshapes: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.pairs < 1:
+            raise ValueError("the seed must not be negative and there must be pairs to make")
+        if not 0 <= self.none_fraction <= 1:
+            raise ValueError(f"none_fraction is a share, got {self.none_fraction}")
+
+
+def make_pairs(
+    pictures: Sequence[FacePicture],
+    out: Path,
+    settings: Settings,
+    executor: Executor,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Make what is missing of a pairs folder, then write its `pairs.csv`.
+
+    `pictures` are sorted by name. `on_progress` hears how many pairs each step finished.
+    Raises: ValueError if the folder was begun with other faces or settings.
+    """
+    if not pictures:
+        raise ValueError("there is no usable face to make pairs from")
+    _claim(out, pictures, settings)
+    plans = _plans(pictures, settings)
+    missing = [plan for plan in plans if not _finished(out, pictures[plan.picture], plan)]
+    on_progress(len(plans) - len(missing))
+    tasks = [
+        executor.submit(_make_some, pictures[chunk[0].picture], chunk, out, settings)
+        for chunk in _by_picture(missing)
+    ]
+    try:
+        for task in as_completed(tasks):
+            on_progress(task.result())
+    except BaseException:
+        _cancel(tasks)
+        raise
+    rows = [_row(pictures[plan.picture], plan) for plan in plans]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
+    _write(out / "pairs.csv", text.getvalue().encode())
+
+
+def _cancel(tasks: Sequence[Future[int]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _plans(pictures: Sequence[FacePicture], settings: Settings) -> list[PairPlan]:
+    subjects: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        subjects.setdefault(picture.subject, []).append(place)
+    members = list(subjects.values())
+    return [
+        plan_pair(settings.seed, index, members, settings.none_fraction)
+        for index in range(settings.pairs)
+    ]
+
+
+def _by_picture(plans: Sequence[PairPlan]) -> Iterator[list[PairPlan]]:
+    """Group pairs by picture, for a picture's fields serve all its pairs."""
+    groups: dict[int, list[PairPlan]] = {}
+    for plan in plans:
+        groups.setdefault(plan.picture, []).append(plan)
+    for _, group in sorted(groups.items()):
+        for start in range(0, len(group), _PAIRS_PER_TASK):
+            yield group[start : start + _PAIRS_PER_TASK]
+
+
+def _claim(out: Path, pictures: Sequence[FacePicture], settings: Settings) -> None:
+    """Note in `synth.json` what the folder is made from, or check that it is the same."""
+    faces = hashlib.sha256()
+    for picture in pictures:
+        faces.update(f"{picture.name}\0{picture.subject}\0".encode())
+        faces.update(picture.path.read_bytes())
+    shapes = settings.blendshapes.read_bytes() if settings.blendshapes else b""
+    ours = {
+        "version": VERSION,
+        "seed": settings.seed,
+        "none_fraction": settings.none_fraction,
+        "blendshapes_sha256": hashlib.sha256(shapes).hexdigest() if shapes else None,
+        "faces": len(pictures),
+        "faces_sha256": faces.hexdigest(),
+    }
+    note = out / "synth.json"
+    if note.is_file():
+        theirs = json.loads(note.read_text())
+        differing = sorted(key for key in ours if theirs.get(key) != ours[key])
+        if differing:
+            raise ValueError(f"{out} was begun with another {', '.join(differing)}")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(note, (json.dumps(ours, indent=2) + "\n").encode())
+
+
+def _stem(picture: FacePicture, plan: PairPlan) -> str:
+    return f"pairs/{picture.subject}/{plan.index:06d}"
+
+
+def _files(picture: FacePicture, plan: PairPlan) -> tuple[str, str, str]:
+    stem = _stem(picture, plan)
+    return f"{stem}_onset.jpg", f"{stem}_apex.jpg", f"{stem}_flow.npz"
+
+
+def _finished(out: Path, picture: FacePicture, plan: PairPlan) -> bool:
+    return all((out / name).is_file() for name in _files(picture, plan))
+
+
+def _row(picture: FacePicture, plan: PairPlan) -> tuple[str, ...]:
+    units = "+".join(f"{unit}:{weight:.2f}" for unit, weight in plan.units.items())
+    return (
+        *("synthetic", picture.subject, f"{plan.index:06d}", plan.label),
+        *_files(picture, plan),
+        *(units, f"{plan.peak:.3f}", picture.name),
+    )
+
+
+_shapes: dict[Path, Blendshapes] = {}
+
+
+def _make_some(
+    picture: FacePicture, plans: Sequence[PairPlan], out: Path, settings: Settings
+) -> int:
+    """Make the pairs of one picture; runs in a worker. Returns how many."""
+    shapes = None
+    if settings.blendshapes is not None:
+        if settings.blendshapes not in _shapes:
+            _shapes[settings.blendshapes] = Blendshapes(settings.blendshapes)
+        shapes = _shapes[settings.blendshapes]
+    patch = open_patch(picture, shapes)
+    for plan in plans:
+        pair = render_pair(plan, settings.seed, patch)
+        for name, data in zip(_files(picture, plan), _contents(pair), strict=True):
+            _write(out / name, data)
+    return len(plans)
+
+
+def open_patch(picture: FacePicture, shapes: Blendshapes | None) -> FacePatch:
+    """Cut a face out of its picture, shrunk to working resolution, with its unit fields."""
+    image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise FileNotFoundError(f"cannot read {picture.path}")
+    axes = FaceAxes.of(picture.landmarks)
+    scale = min(1.0, _WORKING_EYE_DISTANCE / axes.eye_distance)
+    height, width = image.shape[:2]
+    if scale < 1:
+        size = (round(width * scale), round(height * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    ratio = np.array([image.shape[1] / width, image.shape[0] / height])
+    landmarks = (picture.landmarks + 0.5) * ratio - 0.5
+    reach = _PATCH_SIDE / 2 * axes.eye_distance * scale
+    middle = landmarks[[10, 152, 234, 454]].mean(axis=0)
+    left, top = np.maximum(np.floor(middle - reach), 0).astype(int)
+    right, bottom = np.ceil(middle + reach).astype(int)
+    cut = np.ascontiguousarray(image[top:bottom, left:right], np.uint8)
+    landmarks = landmarks - (left, top)
+    height, width = cut.shape[:2]
+    return FacePatch(cut, landmarks, unit_fields(landmarks, (height, width), shapes))
+
+
+def _contents(pair: Pair) -> tuple[bytes, bytes, bytes]:
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        flow=pair.flow.astype(np.float16),
+        expression=pair.expression.astype(np.float16),
+    )
+    return pair.onset, pair.apex, file.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and says when to stop
+    cv2.setNumThreads(1)
+
+
+def synth(  # noqa: PLR0913 - every option of a command is an argument
+    *,
+    faces: Annotated[Path, typer.Option(help="Folder of face pictures, searched below too.")],
+    out: Annotated[Path, typer.Option(help="Folder of pairs to make, or to go on with.")],
+    seed: Annotated[int, typer.Option(help="Fixes every pair, with the faces.")],
+    pairs: Annotated[int, typer.Option(help="How many pairs the folder shall hold.")] = 6000,
+    blendshapes: Annotated[
+        Path | None, typer.Option(help="Measured displacements (npz) in place of the table.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; 0 takes every core.")] = 0,
+    none_fraction: Annotated[
+        float, typer.Option(help="Share of pairs in which nothing happens.")
+    ] = 0.15,
+) -> None:
+    """Make synthetic onset-apex pairs, with their true flow, from a folder of faces."""
+    console = Console(stderr=True)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the worker processes share the cores
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(jobs or os.cpu_count(), context, _prepare_worker)
+    try:
+        settings = Settings(
+            seed=seed, pairs=pairs, none_fraction=none_fraction, blendshapes=blendshapes
+        )
+        with console.status("Looking for faces"):
+            pictures, skipped = find_faces(faces, executor)
+        _report(console, pictures, skipped)
+        with _progress(console) as progress:
+            bar = progress.add_task("Making pairs", total=settings.pairs)
+            make_pairs(pictures, out, settings, executor, lambda n: progress.advance(bar, n))
+        contact_sheet(out, out / "contact_sheet.png")
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on where this one left off.")
+        raise typer.Exit(130) from None
+    except (OSError, ValueError) as fault:
+        console.print(f"[red]{fault}")
+        raise typer.Exit(1) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+    console.print(f"{settings.pairs} pairs in {out}; look at {out / 'contact_sheet.png'}")
+
+
+def _report(console: Console, pictures: Sequence[FacePicture], skipped: Sequence[Skipped]) -> None:
+    subjects = {picture.subject for picture in pictures}
+    console.print(f"{len(pictures)} faces of {len(subjects)} subjects, {len(skipped)} skipped")
+    for item in skipped:
+        console.print(f"  skipped {item.name}: {item.reason}", style="dim")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
