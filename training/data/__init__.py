@@ -1,0 +1,1 @@
+"""Reading pairs folders and turning them into samples."""

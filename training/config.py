@@ -1,0 +1,139 @@
+"""RunConfig: one frozen dataclass describes a training run; a TOML file holds it."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from model.network import MfdanConfig
+from model.spec import DEFAULT_FLOW, Alignment, FlowMethod, ModelSpec, Normalisation, Provenance
+
+__all__ = ["RunConfig", "load_config"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class RunConfig:
+    """Everything that decides the outcome of one run. Raises: ValueError naming each bad field.
+
+    Optimiser, learning rate, batch size and loss are the paper's; the schedule, weight decay,
+    augmentation and weight averaging are ours, since the paper does not give them.
+    """
+
+    name: str = "mfdan-synthetic"
+    """Of the exported model."""
+    version: str = "1"
+    data: str
+    """What the pairs are made from, for the spec's provenance."""
+    licence: str
+    """Under which the weights may be used, given that data."""
+    classes: tuple[str, ...] = ("negative", "positive", "surprise")
+    """In the order of the network's outputs; pairs of any other label are not trained on."""
+    seed: int = 1
+    """Of the initial weights, the order of samples, augmentation and dropout."""
+
+    alignment: Alignment = field(default_factory=Alignment)
+    flow: FlowMethod = DEFAULT_FLOW
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    magnification: float = Field(default=4.0, ge=0)
+    """α outside training: the spec's."""
+    network: MfdanConfig = field(default_factory=MfdanConfig)
+
+    split_seed: int = 1
+    """Of the hash that sends each subject to training, calibration or test."""
+    val_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of subjects kept for calibration; training never sees them."""
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of subjects kept for the reported scores; nothing is chosen on them."""
+
+    steps: int = Field(default=4000, ge=1)
+    """Fixed beforehand: the last step is what is scored, never the best."""
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak of the schedule."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly; then it falls along half a cosine to
+    `final_rate` of the peak."""
+    final_rate: float = Field(default=0.01, ge=0, le=1)
+    weight_decay: float = Field(default=0.02, ge=0)
+    """Adan's λ (proximal form)."""
+    max_gradient_norm: float = Field(default=5.0, ge=0)
+    """Gradients are scaled down to this global norm; 0 leaves them."""
+    focal_gamma: float = Field(default=2.0, ge=0)
+    average_decay: float = Field(default=0.998, ge=0, lt=1)
+    """Of the running average of the weights, which is what is exported; 0 turns it off."""
+    bfloat16: bool = False
+    """Run matrix products in bfloat16 (autocast): twice as fast on CPUs with AVX512-BF16."""
+
+    alpha_min: float = Field(default=1.0, ge=0)
+    alpha_max: float = Field(default=8.0, ge=0)
+    """Magnification factors in training are uniform between the two."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """Of mirroring image and flow."""
+    brightness: float = Field(default=0.15, ge=0, lt=1)
+    """Largest relative change of brightness, and of contrast, of the image."""
+
+    evaluate_every: int = Field(default=400, ge=1)
+    """Steps between scores on the calibration subjects (a log for people; nothing reads it)."""
+    evaluate_pairs: int = Field(default=320, ge=1)
+    """At most this many of their pairs, evenly spread."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    loader_workers: int = Field(default=1, ge=0)
+    """Processes that prepare samples beside the training process."""
+    threads: int = Field(default=0, ge=0)
+    """Of torch; 0 leaves the choice to it."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not fit together."""
+        if len(self.classes) != self.network.classes:
+            raise ValueError(
+                f"{len(self.classes)} classes are named, the network has {self.network.classes}"
+            )
+        if self.alpha_min > self.alpha_max:
+            raise ValueError(f"alpha_min {self.alpha_min} is above alpha_max {self.alpha_max}")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction and test_fraction leave no subject to train on")
+
+    def spec(self, training_commit: str = "unknown") -> ModelSpec:
+        """Return the spec of the model that this run makes, without gates and scores."""
+        return ModelSpec(
+            name=self.name,
+            version=self.version,
+            classes=self.classes,
+            input_size=self.network.image_size,
+            alignment=self.alignment,
+            flow=self.flow,
+            normalisation=self.normalisation,
+            magnification=self.magnification,
+            provenance=Provenance(
+                data=self.data,
+                licence=self.licence,
+                training_commit=training_commit,
+                seed=self.seed,
+            ),
+        )
+
+    def to_json(self) -> str:
+        """Return the config as indented JSON, ending in a newline."""
+        return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        """Parse what `to_json` wrote. Raises: ValueError."""
+        return _ADAPTER.validate_json(text)
+
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a TOML file; entries of `overrides` that are not None replace its top-level ones.
+
+    Raises: FileNotFoundError, ValueError (bad TOML, unknown or bad fields).
+    """
+    document = tomllib.loads(path.read_text())
+    document |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    return _ADAPTER.validate_python(document)

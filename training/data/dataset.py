@@ -1,0 +1,169 @@
+"""Prepared pairs → samples of the network, in an order that is a function of the step alone."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from model.pipeline import network_inputs
+from training.config import RunConfig
+from training.data.pairs import Split, split_of
+from training.data.prepare import Prepared, PreparedRow
+
+__all__ = [
+    "EvaluationPairs",
+    "StepSampler",
+    "TrainingPairs",
+    "mirror",
+    "rows_of",
+    "training_loader",
+]
+
+Sample = tuple[Tensor, Tensor, int]
+"""image (3, S, S), flow (3, S, S), class index; batched by the loader."""
+
+
+def rows_of(prepared: Prepared, config: RunConfig, split: Split) -> list[PreparedRow]:
+    """Return the rows of a split, whatever their label."""
+    return [
+        row
+        for row in prepared.rows
+        if split_of(
+            row.pair.person,
+            seed=config.split_seed,
+            val=config.val_fraction,
+            test=config.test_fraction,
+        )
+        == split
+    ]
+
+
+def mirror(
+    onset: NDArray[np.uint8], flow: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Mirror a pair left to right: (S, S, 3) and (2, S, S); u changes its sign, v does not."""
+    mirrored = flow[:, :, ::-1].copy()
+    mirrored[0] *= -1
+    return np.ascontiguousarray(onset[:, ::-1]), mirrored
+
+
+def _relight(
+    onset: NDArray[np.uint8], strength: float, draw: np.random.Generator
+) -> NDArray[np.uint8]:
+    contrast, brightness = draw.uniform(1 - strength, 1 + strength, size=2)
+    table = (np.arange(256) - 127.5) * contrast + 127.5 * brightness
+    levels: NDArray[np.uint8] = np.clip(table.round(), 0, 255).astype(np.uint8)
+    return levels[onset]
+
+
+class EvaluationPairs(Dataset[Sample]):
+    """Labelled pairs as serving sees them: the spec's magnification, nothing random."""
+
+    def __init__(self, prepared: Prepared, rows: Sequence[PreparedRow], config: RunConfig) -> None:
+        self._prepared = prepared
+        self._config = config
+        self._spec = config.spec()
+        self.rows = [row for row in rows if row.pair.label in config.classes]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self.rows[index]
+        onset, flow = self._prepared.arrays(row)
+        image, motion = network_inputs(onset, flow, self._spec)
+        label = self._config.classes.index(row.pair.label)
+        return torch.from_numpy(image), torch.from_numpy(motion), label
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample of a run: which row, and a number that no other sample of the run has."""
+
+    row: int
+    number: int
+
+
+class TrainingPairs(Dataset[Sample]):
+    """Labelled pairs with random magnification, mirroring and light.
+
+    What is drawn for a sample depends on the run's seed and the sample's number alone, never on
+    the process that prepares it or on what was drawn before.
+    """
+
+    def __init__(self, prepared: Prepared, rows: Sequence[PreparedRow], config: RunConfig) -> None:
+        self._prepared = prepared
+        self._config = config
+        self._spec = config.spec()
+        self.rows = [row for row in rows if row.pair.label in config.classes]
+        if not self.rows:
+            raise ValueError("no labelled pair is left to train on")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        config = self._config
+        row = self.rows[draw.row]
+        random = np.random.default_rng((config.seed, draw.number))
+        onset, flow = self._prepared.arrays(row)
+        if random.random() < config.flip_probability:
+            onset, flow = mirror(onset, flow)
+        onset = _relight(onset, config.brightness, random)
+        alpha = random.uniform(config.alpha_min, config.alpha_max)
+        image, motion = network_inputs(onset, flow, self._spec, alpha)
+        label = config.classes.index(row.pair.label)
+        return torch.from_numpy(image), torch.from_numpy(motion), label
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """The batches of steps `first` … `last - 1`; each epoch has its own permutation."""
+
+    def __init__(self, rows: int, config: RunConfig, first: int, last: int) -> None:
+        self._rows = rows
+        self._config = config
+        self._first = first
+        self._last = last
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        size = self._config.batch_size
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self._first, self._last):
+            batch = []
+            for number in range(step * size, (step + 1) * size):
+                if number // self._rows != epoch:
+                    epoch = number // self._rows
+                    order = np.random.default_rng((self._config.seed, epoch, 1)).permutation(
+                        self._rows
+                    )
+                batch.append(Draw(int(order[number % self._rows]), number))
+            yield batch
+
+
+def training_loader(
+    pairs: TrainingPairs, config: RunConfig, first: int, last: int
+) -> DataLoader[Sample]:
+    """Load the batches of steps `first` … `last - 1`."""
+    return DataLoader(
+        pairs,
+        batch_sampler=StepSampler(len(pairs), config, first, last),
+        num_workers=config.loader_workers,
+        # Its own generator: the loader would draw from torch's global one, and a resumed run
+        # would then see other dropout than an uninterrupted one.
+        generator=torch.Generator(),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_number: int) -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training loop decides when to stop

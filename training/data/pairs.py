@@ -1,0 +1,51 @@
+"""A pairs folder: `pairs.csv` and the pictures it names; and who is held out."""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["NOTHING", "PAIRS_FILE", "Pair", "Split", "read_pairs", "split_of"]
+
+PAIRS_FILE = "pairs.csv"
+NOTHING = "none"
+"""Label of a pair in which no expression happens."""
+Split = Literal["train", "val", "test"]
+_COLUMNS = ("dataset", "subject", "clip", "label", "onset", "apex")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One row of `pairs.csv`; the two paths are relative to the folder."""
+
+    dataset: str
+    subject: str
+    clip: str
+    label: str
+    onset: str
+    apex: str
+
+    @property
+    def person(self) -> str:
+        """Who it is: the subject's name alone may recur across data sets."""
+        return f"{self.dataset}/{self.subject}"
+
+
+def read_pairs(folder: Path) -> list[Pair]:
+    """Read the rows of a pairs folder. Raises: FileNotFoundError, ValueError (columns missing)."""
+    with (folder / PAIRS_FILE).open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{PAIRS_FILE} has no column {', '.join(missing)}")
+        return [Pair(**{name: row[name] for name in _COLUMNS}) for row in reader]
+
+
+def split_of(person: str, *, seed: int, val: float, test: float) -> Split:
+    """Say which split a person belongs to, by a hash: fixed whatever else is in the data."""
+    digest = hashlib.sha256(f"{seed}:{person}".encode()).digest()
+    place = int.from_bytes(digest[:8]) / 2**64
+    if place < test:
+        return "test"
+    return "val" if place < test + val else "train"

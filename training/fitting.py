@@ -1,0 +1,128 @@
+"""`mfdan-train prepare` and `mfdan-train fit`: the work behind them, with its progress shown."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from training.config import RunConfig
+from training.data.prepare import Prepared, prepare
+from training.loop import Event, fit, stop_on_signals, time_step
+
+__all__ = ["fit_pairs_folder", "prepare_pairs_folder"]
+
+_EVALUATION_SHARE = 0.05
+"""Of a time budget that scoring and checkpoints take beside the steps."""
+
+
+def prepare_pairs_folder(
+    config: RunConfig, pairs: Path, workers: int, console: Console
+) -> Prepared:
+    """Prepare a pairs folder for a config; print which pairs were left out, and why."""
+    with Progress(*_columns(), console=console) as progress:
+        task = progress.add_task("prepare", total=None)
+        prepared = prepare(
+            pairs,
+            config.spec(),
+            workers=workers,
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if prepared.dropped:
+        console.print(f"{len(prepared.dropped)} pairs are left out:")
+        for clip, reason in sorted(prepared.dropped.items()):
+            console.print(f"  {clip}: {reason}", highlight=False)
+    return prepared
+
+
+def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the command
+    config: RunConfig,
+    pairs: Path,
+    out: Path,
+    *,
+    minutes: float | None,
+    workers: int,
+    console: Console,
+) -> bool:
+    """Prepare, then train until done or stopped; return whether it is done."""
+    prepared = prepare_pairs_folder(config, pairs, workers, console)
+    if minutes is not None:
+        config = _within(minutes, config, prepared, out, console)
+    with stop_on_signals() as should_stop, _Bar(config, console) as bar:
+        run = fit(config, prepared, out, report=bar.report, should_stop=should_stop)
+    if run.step < config.steps:
+        console.print(f"stopped after step {run.step}; the same command goes on from there")
+        return False
+    console.print(f"trained {run.step} steps: {out}")
+    return True
+
+
+def _within(
+    minutes: float, config: RunConfig, prepared: Prepared, out: Path, console: Console
+) -> RunConfig:
+    """Fix the number of steps that a time budget allows; a run that has begun keeps its own."""
+    begun = out / "config.json"
+    if begun.is_file():
+        return replace(config, steps=RunConfig.from_json(begun.read_text()).steps)
+    seconds = time_step(config, prepared)
+    steps = int(minutes * 60 * (1 - _EVALUATION_SHARE) / seconds)
+    console.print(f"{seconds:.2f} s a step: {steps} steps in {minutes:g} minutes")
+    return replace(config, steps=steps)
+
+
+def _columns() -> tuple[BarColumn | TextColumn | MofNCompleteColumn, ...]:
+    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+
+
+class _Bar:
+    """Progress of a run; plain lines where there is no terminal."""
+
+    _LINE_EVERY = 50
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self._steps = config.steps
+        self._console = console
+        self._progress = Progress(
+            *_columns(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[seconds]:.2f} s/step"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("fit", total=config.steps, loss=0.0, seconds=0.0)
+        self._loss = self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._progress.stop()
+
+    def report(self, event: Event) -> None:
+        """Show one step."""
+        first = not self._seconds
+        self._loss += (event.loss - self._loss) * (1.0 if first else 0.05)
+        self._seconds += (event.seconds - self._seconds) * (1.0 if first else 0.05)
+        self._progress.update(
+            self._task, completed=event.step, loss=self._loss, seconds=self._seconds
+        )
+        scores = event.scores
+        if scores:
+            self._console.print(
+                f"step {event.step}: held-out loss {scores.loss:.4f}, UF1 {scores.uf1:.3f}, "
+                f"UAR {scores.uar:.3f}"
+            )
+        elif not self._console.is_terminal and event.step % self._LINE_EVERY == 0:
+            self._console.print(
+                f"step {event.step}/{self._steps}: loss {self._loss:.4f}, "
+                f"{self._seconds:.2f} s/step"
+            )
