@@ -12,7 +12,7 @@ from model.spec import DEFAULT_FLOW, FlowMethod
 
 HEIGHT, WIDTH = 96, 128
 METHODS = {
-    "tvl1": DEFAULT_FLOW,
+    "tvl1": FlowMethod(algorithm="tvl1", parameters={"scalesNumber": 3, "warpingsNumber": 2}),
     "farneback": FlowMethod(algorithm="farneback"),
     "dis": FlowMethod(algorithm="dis"),
 }
