@@ -1,0 +1,119 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny_model import GAIN, tiny_spec, write_tiny_model
+
+from model.errors import ModelError, ModelNotFound, ShapeError, SpecMismatch
+from model.session import Session
+from model.spec import ModelSpec, Score, file_sha256, load_spec, spec_path
+
+
+def resign(path: Path) -> None:
+    """Give a changed ONNX file the hash in its spec, so that only the change itself is wrong."""
+    spec = ModelSpec.from_json(spec_path(path).read_text())
+    spec_path(path).write_text(replace(spec, onnx_sha256=file_sha256(path)).to_json())
+
+
+def inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pair n moves sideways by n hundredths, so that rows can be told apart."""
+    image = np.zeros((count, 3, 224, 224), np.float32)
+    flow = np.zeros_like(image)
+    flow[:, 0] = np.arange(count)[:, None, None] / 100
+    return image, flow
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_probabilities_follow_the_logits_row_by_row(tmp_path: Path, count: int) -> None:
+    session = Session.open(write_tiny_model(tmp_path))
+    rows = session.run(*inputs(count))
+    growth = np.exp(GAIN * np.arange(count) / 100)
+    expected = np.stack([np.ones(count), growth, np.ones(count)], axis=1)
+    np.testing.assert_allclose(rows, expected / expected.sum(1, keepdims=True), rtol=1e-5)
+    assert rows.dtype == np.float32
+
+
+def test_it_says_which_provider_really_runs(tmp_path: Path) -> None:
+    assert Session.open(write_tiny_model(tmp_path)).provider == "CPUExecutionProvider"
+
+
+def test_warming_up_runs_each_batch_size(tmp_path: Path) -> None:
+    Session.open(write_tiny_model(tmp_path)).warm_up((1, 4))
+
+
+@pytest.mark.parametrize(("image_side", "flow_side"), [(112, 112), (224, 112), (112, 224)])
+def test_arrays_of_another_size_are_a_shape_error(
+    tmp_path: Path, image_side: int, flow_side: int
+) -> None:
+    session = Session.open(write_tiny_model(tmp_path))
+    with pytest.raises(ShapeError):
+        session.run(
+            np.zeros((1, 3, image_side, image_side), np.float32),
+            np.zeros((1, 3, flow_side, flow_side), np.float32),
+        )
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="absent"):
+        Session.open(tmp_path / "absent.onnx")
+
+
+def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SpecMismatch, match="SHA-256"):
+        Session.open(path)
+
+
+def test_a_file_that_is_no_onnx_model_is_refused_without_its_path(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    path.write_bytes(b"not a model")
+    resign(path)
+    with pytest.raises(ModelError) as caught:
+        Session.open(path)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_the_spec_inside_the_file_must_be_the_one_beside_it(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    spec_path(path).write_text(replace(load_spec(path), magnification=9.0).to_json())
+    with pytest.raises(SpecMismatch, match="differs"):
+        Session.open(path)
+
+
+def test_a_file_without_a_spec_inside_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    resign(path)
+    with pytest.raises(SpecMismatch, match="metadata"):
+        Session.open(path)
+
+
+def test_scores_may_be_added_beside_the_file_later(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    score = Score(metric="UF1", value=0.5, low=0.4, high=0.6, protocol="by hand")
+    spec_path(path).write_text(replace(load_spec(path), scores=(score,)).to_json())
+    assert Session.open(path).spec.scores == (score,)
+
+
+def test_inputs_of_another_size_than_the_spec_says_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path, tiny_spec(input_size=112))
+    model = onnx.load(path)
+    grown = replace(tiny_spec(), input_size=224)
+    model.metadata_props[0].value = grown.embedded().to_json()
+    onnx.save(model, path)
+    spec_path(path).write_text(replace(grown, onnx_sha256=file_sha256(path)).to_json())
+    with pytest.raises(SpecMismatch, match="112"):
+        Session.open(path)
+
+
+def test_fewer_classes_than_outputs_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path, tiny_spec(classes=("negative", "positive")))
+    with pytest.raises(SpecMismatch, match="2 classes"):
+        Session.open(path)
