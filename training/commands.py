@@ -5,6 +5,7 @@ The work is imported inside each command, so that torch loads for those that nee
 
 # ruff: noqa: PLC0415 - see above
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,9 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     workers: WorkersOption = 0,
 ) -> None:
     """Train; the same command again goes on after an interruption."""
+    # Read once, as torch loads: waiting threads sleep. Spinning, they would double the time of a
+    # step as soon as anything else wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.config import load_config
     from training.fitting import fit_pairs_folder
 
