@@ -14,8 +14,8 @@ _TILE = 160
 _CAPTION = 34
 _LABELS = ("negative", "positive", "surprise", "none")
 _ROWS, _COLUMNS = 8, 3
-_FULL_PX = 3.0
-"""Expression flow of so many face pixels is drawn in full colour."""
+_FULL_PX = 2.0
+"""Expression flow of so many pixels is drawn in full colour."""
 
 Image = NDArray[np.uint8]
 
