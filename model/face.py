@@ -232,18 +232,12 @@ def _umeyama(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArra
     return np.column_stack([linear, target.mean(axis=0) - linear @ source.mean(axis=0)])
 
 
-def align(
-    frame: NDArray[np.uint8],
-    transform: NDArray[np.float64],
-    size: int,
-    border: int | None = None,
-) -> NDArray[np.uint8]:
+def align(frame: NDArray[np.uint8], transform: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     """Resample a frame into a square crop.
 
     Convention: frame is (H, W, 3) or (H, W); transform is (2, 3), frame → crop, (x, y).
-    Returns (size, size[, 3]); what lies outside the frame repeats its border, or has the
-    value `border`. A frame much larger than the crop is shrunk first, so that no pixel is
-    skipped.
+    Returns (size, size[, 3]); what lies outside the frame repeats its border. A frame much
+    larger than the crop is shrunk first, so that no pixel is skipped.
     """
     scale = float(np.hypot(transform[0, 0], transform[1, 0]))
     matrix = transform.copy()
@@ -260,7 +254,6 @@ def align(
         matrix,
         (size, size),
         flags=cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE if border is None else cv2.BORDER_CONSTANT,
-        borderValue=(border or 0,) * 3,
+        borderMode=cv2.BORDER_REPLICATE,
     )
     return np.asarray(crop, np.uint8)

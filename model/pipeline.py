@@ -54,6 +54,8 @@ class Quality:
     """Between the eye centres in the frame as sent; the crop is scaled to one fixed value."""
     outside: float
     """Share of the aligned crop that lies outside the frame, 0 to 1."""
+    more_faces: bool
+    """Whether the onset shows more faces than were asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +96,16 @@ class Preprocessor:
             raise FrameSizeMismatch(f"the onset is {w0}x{h0} pixels, the apex {w1}x{h1}")
         timings: dict[str, float] = {}
         with _timed(timings, "detect"):
-            faces = self._finder.find(onset, max_faces)
-        pairs = [self._align_face(onset, apex, face) for face in faces]
+            # One more than asked for: a caller should know that somebody was left out.
+            faces = self._finder.find(onset, max_faces + 1)
+        more = len(faces) > max_faces
+        pairs = [self._align_face(onset, apex, face, more_faces=more) for face in faces[:max_faces]]
         for pair in pairs[:1]:
             pair.timings_ms.update(timings)
         return pairs
 
     def _align_face(
-        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], face: Face
+        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], face: Face, *, more_faces: bool
     ) -> AlignedPair:
         size = self.spec.input_size
         timings: dict[str, float] = {}
@@ -125,7 +129,11 @@ class Preprocessor:
                 p95_px=float(np.percentile(moved, 95)),
                 head_px=head.mean_px,
             ),
-            quality=_quality(face, transform, onset.shape[:2], size),
+            quality=Quality(
+                eye_distance_px=_eye_distance(face),
+                outside=_share_outside(transform, onset.shape[:2], size),
+                more_faces=more_faces,
+            ),
             timings_ms=timings,
         )
 
@@ -150,15 +158,20 @@ def _face_outline(landmarks: FloatArray, size: int) -> NDArray[np.bool_]:
     return mask.astype(bool)
 
 
-def _quality(
-    face: Face, transform: NDArray[np.float64], frame_shape: tuple[int, ...], size: int
-) -> Quality:
+def _eye_distance(face: Face) -> float:
     right, left = (face.landmarks[list(eye)].mean(axis=0) for eye in (_RIGHT_EYE, _LEFT_EYE))
-    inside = align(np.full(frame_shape, 255, np.uint8), transform, size, border=0)
-    return Quality(
-        eye_distance_px=float(np.hypot(*(left - right))),
-        outside=float((inside < 128).mean()),  # noqa: PLR2004 - half covered
-    )
+    return float(np.hypot(*(left - right)))
+
+
+def _share_outside(
+    transform: NDArray[np.float64], frame_shape: tuple[int, ...], size: int
+) -> float:
+    """Return the share of the crop's pixels whose place lies outside the (H, W) frame."""
+    back = cv2.invertAffineTransform(transform)
+    y, x = np.mgrid[:size, :size]
+    at = np.stack([x, y], axis=-1) @ back[:, :2].T + back[:, 2]
+    inside = (at > -1) & (at < np.array(frame_shape[::-1]))
+    return float(1 - inside.all(axis=-1).mean())
 
 
 def network_inputs(

@@ -59,14 +59,28 @@ def region_motions(
     if flow.ndim != 3 or flow.shape[0] != 2 or landmarks.shape != (468, 2):  # noqa: PLR2004
         raise ShapeError(f"flow is (2, H, W), landmarks (468, 2): {flow.shape}, {landmarks.shape}")
     right, left = (landmarks[list(eye)].mean(axis=0) for eye in _EYES)
-    radius = _RADIUS * float(np.hypot(*(left - right)))
-    y, x = np.mgrid[: flow.shape[1], : flow.shape[2]]
+    offsets = _disc(_RADIUS * float(np.hypot(*(left - right))))
     found = []
     for region, anchors in REGIONS.items():
-        squared = [(x - landmarks[i, 0]) ** 2 + (y - landmarks[i, 1]) ** 2 for i in anchors]
-        disc = np.min(squared, axis=0) <= radius**2
-        if disc.any():
-            u, v = flow[:, disc]
+        u, v = _sample(flow, landmarks[list(anchors)].round().astype(int), offsets)
+        if u.size:
             length = float(np.hypot(u, v).mean())
             found.append(RegionMotion(region, float(u.mean()), float(v.mean()), length))
     return tuple(sorted(found, key=lambda motion: -motion.length_px))
+
+
+def _disc(radius: float) -> NDArray[np.int_]:
+    """Return the (N, 2) whole-pixel offsets, (x, y), of a disc."""
+    reach = np.arange(-int(radius), int(radius) + 1)
+    x, y = (axis.ravel() for axis in np.meshgrid(reach, reach))
+    return np.stack([x, y], axis=1)[x**2 + y**2 <= radius**2]
+
+
+def _sample(
+    flow: NDArray[np.float32], centres: NDArray[np.int_], offsets: NDArray[np.int_]
+) -> NDArray[np.float32]:
+    """Return the (2, N) flow vectors in the union of the discs, as far as it lies inside."""
+    places = np.unique((centres[:, None] + offsets).reshape(-1, 2), axis=0)
+    inside = ((places >= 0) & (places < (flow.shape[2], flow.shape[1]))).all(axis=1)
+    x, y = places[inside].T
+    return flow[:, y, x]

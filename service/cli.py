@@ -27,7 +27,7 @@ from model.session import Session
 from model.spec import load_spec
 from service.app import create_app
 from service.engine import DeadlineExceeded, Engine, Upload, open_sessions
-from service.schemas import Face, Prediction
+from service.schemas import Face, Prediction, Region
 from service.settings import MAX_FACES, Settings, cores
 
 __all__ = ["app"]
@@ -52,6 +52,7 @@ _PACKAGES = (
     "starlette",
     "uvicorn",
 )
+_REGIONS_SHOWN = 3
 _HERE = {"localhost", "127.0.0.1", "::1"}
 
 ModelOption = Annotated[
@@ -195,7 +196,7 @@ async def _predict(
     async with Engine.open(settings, sessions=sessions) as engine:
         await engine.warmed_up()
         answer = await engine.predict(upload, faces=faces)
-    return Prediction.of(answer, uuid.uuid4().hex)
+    return Prediction.of(answer, uuid.uuid4().hex, explain=True)
 
 
 def _print_prediction(prediction: Prediction) -> None:
@@ -205,7 +206,8 @@ def _print_prediction(prediction: Prediction) -> None:
     if not prediction.faces:
         say.print("No face was found in the onset frame.")
         return
-    table = Table("face", "answer", Column("probabilities", no_wrap=True), "moved", "warnings")
+    titles = ("motion", "moved most", "warnings")
+    table = Table("face", "answer", Column("probabilities", no_wrap=True), *titles)
     for face in prediction.faces:
         box, motion = face.box, face.motion
         table.add_row(
@@ -213,12 +215,20 @@ def _print_prediction(prediction: Prediction) -> None:
             _verdict(face),
             "\n".join(f"{p:6.1%} {name}" for name, p in face.probabilities.items()),
             f"face {motion.p95_px:.2f} px\nhead {motion.head_px:.2f} px",
+            "\n".join(map(_moved, (face.regions or ())[:_REGIONS_SHOWN])),
             "\n".join(face.warnings).replace("_", " "),
         )
     say.print(table)
     name = prediction.model
     total = prediction.timings_ms["total"]
     say.print(f"{name.name} {name.version} · {prediction.provider} · {total:.0f} ms")
+
+
+def _moved(region: Region) -> str:
+    aside = ("left", "right")[region.right_px > 0]
+    along = ("up", "down")[region.down_px > 0]
+    name = region.region.replace("_", " ")
+    return f"{name}: {abs(region.right_px):.2f} {aside}, {abs(region.down_px):.2f} {along}"
 
 
 def _verdict(face: Face) -> str:

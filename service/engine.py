@@ -363,15 +363,13 @@ def _prepare_pair(
     decoded = time.perf_counter()
     if abandoned():
         raise _Abandoned
-    # One face more than asked tells whether there were more; its answer is not given.
-    pairs = preprocessor.align_pair(onset, apex, faces + 1)
+    pairs = preprocessor.align_pair(onset, apex, faces)
     aligned = time.perf_counter()
     if abandoned():
         raise _Abandoned
-    asked = pairs[:faces]
-    inputs = [network_inputs(pair.onset, pair.flow, preprocessor.spec) for pair in asked]
+    inputs = [network_inputs(pair.onset, pair.flow, preprocessor.spec) for pair in pairs]
     warnings: list[PairWarning] = []
-    if len(pairs) > faces:
+    if any(pair.quality.more_faces for pair in pairs):
         warnings.append("several_faces")
     if np.array_equal(onset, apex):
         warnings.append("identical_frames")
@@ -379,7 +377,7 @@ def _prepare_pair(
     for stage in ("detect", "align", "flow") if pairs else ():
         timings[stage] = sum(pair.timings_ms.get(stage, 0.0) for pair in pairs)
     timings["tensors"] = (time.perf_counter() - aligned) * 1e3
-    return _Prepared(asked, inputs, tuple(warnings), timings)
+    return _Prepared(pairs, inputs, tuple(warnings), timings)
 
 
 def _decode(field: str, data: bytes, limits: Limits) -> NDArray[np.uint8]:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 router = APIRouter()
 
 _CLIPS = {"clip", "frames", "fps", "onset_frame", "apex_frame"}
-_FIELDS = {"onset", "apex", "model", "faces"}
+_FIELDS = {"onset", "apex", "model", "faces", "explain"}
 _PROBLEM_EXAMPLE = {
     "type": "urn:mfdan:problem:broken_image",
     "title": "Bad Request",
@@ -84,6 +84,9 @@ ModelField = Annotated[
 FacesField = Annotated[
     int, Form(ge=1, le=MAX_FACES, description="Faces to answer for, the largest first.")
 ]
+ExplainField = Annotated[
+    bool, Form(description="Whether to name the parts of the face that moved.")
+]
 
 
 async def _one_of_each(request: Request) -> None:
@@ -139,6 +142,7 @@ async def predict(  # noqa: PLR0913, PLR0917 - the fields of the form
     apex: Annotated[UploadFile, File(description="The frame of its peak, of the same size.")],
     model: ModelField = None,
     faces: FacesField = 1,
+    explain: ExplainField = False,  # noqa: FBT002 - a field of the form
 ) -> Prediction:
     """Recognise the expression that a face shows between an onset and an apex frame.
 
@@ -148,7 +152,7 @@ async def predict(  # noqa: PLR0913, PLR0917 - the fields of the form
     """
     upload = Upload(await onset.read(), await apex.read())
     answer = await _unless_gone(request, engine.predict(upload, model=model, faces=faces))
-    prediction = Prediction.of(answer, request_id)
+    prediction = Prediction.of(answer, request_id, explain=explain)
     telemetry.answered(prediction)
     response.headers["Server-Timing"] = ", ".join(
         f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items()
@@ -182,6 +186,7 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - the fields of the form
     ],
     model: ModelField = None,
     faces: FacesField = 1,
+    explain: ExplainField = False,  # noqa: FBT002 - a field of the form
 ) -> BatchPrediction:
     """Recognise the expressions of up to 16 pairs: the n-th onset belongs to the n-th apex.
 
@@ -198,18 +203,20 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - the fields of the form
     answers = await _unless_gone(request, engine.predict_many(uploads, model=model, faces=faces))
     return BatchPrediction(
         request_id=request_id,
-        results=tuple(_result(answer, request_id, telemetry) for answer in answers),
+        results=tuple(
+            _result(answer, request_id, telemetry, explain=explain) for answer in answers
+        ),
     )
 
 
 def _result(
-    answer: Answer | BaseException, request_id: str, telemetry: Telemetry
+    answer: Answer | BaseException, request_id: str, telemetry: Telemetry, *, explain: bool
 ) -> Prediction | Problem:
     if isinstance(answer, BaseException):
         problem = problem_of(answer, request_id)
         telemetry.rejected(problem.code)
         return problem
-    prediction = Prediction.of(answer, request_id)
+    prediction = Prediction.of(answer, request_id, explain=explain)
     telemetry.answered(prediction)
     return prediction
 

@@ -1,9 +1,12 @@
 """What the API says, as pydantic models."""
 
+from dataclasses import asdict
 from typing import Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.pipeline import AlignedPair
+from model.regions import region_motions
 from model.session import Session
 from model.spec import ModelSpec
 from service.engine import Answer, FaceAnswer, FaceWarning, PairWarning
@@ -16,6 +19,7 @@ __all__ = [
     "ModelCard",
     "Prediction",
     "Problem",
+    "Region",
 ]
 
 Probability = Field(ge=0, le=1)
@@ -71,6 +75,19 @@ class Quality(_Schema):
     """Share of the aligned crop that lies outside the frame."""
 
 
+class Region(_Schema):
+    """Mean motion of one part of the face, pixels of the crop, the head's motion removed."""
+
+    region: str
+    """Left and right are the person's own."""
+    right_px: float
+    """Towards the picture's right; negative is left."""
+    down_px: float
+    """Towards the picture's bottom; negative is up."""
+    length_px: float
+    """Mean length of the motion, whatever its direction."""
+
+
 class Face(_Schema):
     """One face and the expression its motion looks like."""
 
@@ -88,9 +105,11 @@ class Face(_Schema):
     motion: Motion
     quality: Quality
     warnings: tuple[FaceWarning, ...]
+    regions: tuple[Region, ...] | None = None
+    """What moved, the most first; only when `explain` was asked for."""
 
     @classmethod
-    def of(cls, face: FaceAnswer) -> Self:
+    def of(cls, face: FaceAnswer, *, explain: bool) -> Self:
         """Shape the engine's answer for one face."""
         box, motion, quality = face.pair.face.box, face.pair.motion, face.pair.quality
         return cls(
@@ -103,7 +122,13 @@ class Face(_Schema):
             motion=Motion(mean_px=motion.mean_px, p95_px=motion.p95_px, head_px=motion.head_px),
             quality=Quality(eye_distance_px=quality.eye_distance_px, outside=quality.outside),
             warnings=face.warnings,
+            regions=_regions(face.pair) if explain else None,
         )
+
+
+def _regions(pair: AlignedPair) -> tuple[Region, ...]:
+    motions = region_motions(pair.flow, pair.landmarks)
+    return tuple(Region(**asdict(motion)) for motion in motions)
 
 
 class Prediction(_Schema):
@@ -121,7 +146,7 @@ class Prediction(_Schema):
     """decode, detect, align, flow, tensors, infer (with its wait for a batch), total."""
 
     @classmethod
-    def of(cls, answer: Answer, request_id: str) -> Self:
+    def of(cls, answer: Answer, request_id: str, *, explain: bool = False) -> Self:
         """Shape the engine's answer to one pair."""
         spec = answer.spec
         return cls(
@@ -129,7 +154,7 @@ class Prediction(_Schema):
             model=ModelName(name=spec.name, version=spec.version, sha256=spec.onnx_sha256),
             provider=answer.provider,
             flow=Flow(backend="opencv-cpu", algorithm=spec.flow.algorithm),
-            faces=tuple(Face.of(face) for face in answer.faces),
+            faces=tuple(Face.of(face, explain=explain) for face in answer.faces),
             warnings=answer.warnings,
             timings_ms={stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
         )

@@ -55,8 +55,17 @@ def test_two_faces_are_each_answered_when_asked_for() -> None:
     both = draw_face(small, centre=(450, 220), eye_distance=90)
     pairs = PREPROCESSOR.align_pair(both, both, max_faces=2)
     assert [pair.quality.eye_distance_px for pair in pairs] == pytest.approx([90, 55], abs=5)
+    assert not pairs[0].quality.more_faces
     assert "detect" in pairs[0].timings_ms
     assert "detect" not in pairs[1].timings_ms
+
+
+def test_a_face_left_out_is_told() -> None:
+    both = draw_face(draw_face(centre=(160, 200), eye_distance=55), centre=(450, 220))
+    (largest,) = PREPROCESSOR.align_pair(both, both)
+    assert largest.quality.more_faces
+    (alone,) = PREPROCESSOR.align_pair(STILL, STILL)
+    assert not alone.quality.more_faces
 
 
 def test_a_face_at_the_border_says_how_much_is_missing() -> None:
