@@ -26,7 +26,7 @@ from model.face import FaceFinder
 from model.session import Session
 from model.spec import load_spec
 from service.app import create_app
-from service.engine import DeadlineExceeded, Engine, Upload, open_sessions
+from service.engine import DeadlineExceeded, Engine, Options, Upload, open_sessions
 from service.schemas import Face, Prediction, Region
 from service.settings import MAX_FACES, Settings, cores
 
@@ -195,8 +195,8 @@ async def _predict(
 ) -> Prediction:
     async with Engine.open(settings, sessions=sessions) as engine:
         await engine.warmed_up()
-        answer = await engine.predict(upload, faces=faces)
-    return Prediction.of(answer, uuid.uuid4().hex, explain=True)
+        answer = await engine.predict(upload, Options(faces=faces, explain=True))
+    return Prediction.of(answer, uuid.uuid4().hex)
 
 
 def _print_prediction(prediction: Prediction) -> None:

@@ -23,6 +23,7 @@ from model.decode import Limits, decode_image
 from model.errors import InputError, ModelError, ModelNotFound
 from model.face import FaceFinder
 from model.pipeline import AlignedPair, Preprocessor, Verdict, judge, network_inputs
+from model.regions import RegionMotion, region_motions
 from model.session import Session
 from model.spec import ModelSpec
 from service.batcher import Batcher, Closed, OnBatch, QueueFull
@@ -36,6 +37,7 @@ __all__ = [
     "FaceAnswer",
     "FaceWarning",
     "NotReady",
+    "Options",
     "PairWarning",
     "QueueFull",
     "Upload",
@@ -77,6 +79,21 @@ class Upload:
     apex: bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a caller may choose."""
+
+    model: str | None = None
+    """Name of the model; None: the default."""
+    faces: int = 1
+    """Faces to answer for, the largest first."""
+    explain: bool = False
+    """Whether to tell how each region of the face moved."""
+
+
+_DEFAULTS = Options()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceAnswer:
     """What is answered for one face."""
@@ -84,6 +101,8 @@ class FaceAnswer:
     pair: AlignedPair
     verdict: Verdict
     warnings: tuple[FaceWarning, ...]
+    regions: tuple[RegionMotion, ...] | None
+    """Only when an explanation was asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,9 +126,16 @@ class _Model:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Face:
+    pair: AlignedPair
+    image: NDArray[np.float32]
+    flow: NDArray[np.float32]
+    regions: tuple[RegionMotion, ...] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Prepared:
-    pairs: list[AlignedPair]
-    inputs: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    faces: list[_Face]
     warnings: tuple[PairWarning, ...]
     timings_ms: dict[str, float]
 
@@ -228,27 +254,27 @@ class Engine:
         """Return a loaded model; the default when no name is given. Raises: ModelNotFound."""
         return self._model(name).session
 
-    async def predict(self, upload: Upload, *, model: str | None = None, faces: int = 1) -> Answer:
-        """Answer one pair, for at most `faces` faces, the largest first.
+    async def predict(self, upload: Upload, options: Options = _DEFAULTS) -> Answer:
+        """Answer one pair.
 
         Raises: InputError (of the pictures), ModelNotFound, NotReady, Closed, QueueFull,
         DeadlineExceeded. A cancelled call starts no further work.
         """
-        chosen = self._model(model)
-        with self._admitted(faces):
-            return await self._within_deadline(chosen, upload, faces)
+        model = self._model(options.model)
+        with self._admitted(options.faces):
+            return await self._within_deadline(model, upload, options)
 
     async def predict_many(
-        self, uploads: Sequence[Upload], *, model: str | None = None, faces: int = 1
+        self, uploads: Sequence[Upload], options: Options = _DEFAULTS
     ) -> list[Answer | BaseException]:
         """Answer many pairs, in their order; a pair that fails leaves its exception.
 
         Raises, for the whole: ModelNotFound, NotReady, Closed, QueueFull.
         """
-        chosen = self._model(model)
-        with self._admitted(faces * len(uploads)):
+        model = self._model(options.model)
+        with self._admitted(options.faces * len(uploads)):
             return await asyncio.gather(
-                *(self._within_deadline(chosen, upload, faces) for upload in uploads),
+                *(self._within_deadline(model, upload, options) for upload in uploads),
                 return_exceptions=True,
             )
 
@@ -285,19 +311,19 @@ class Engine:
             if self._items == 0:
                 self._idle.set()
 
-    async def _within_deadline(self, model: _Model, upload: Upload, faces: int) -> Answer:
+    async def _within_deadline(self, model: _Model, upload: Upload, options: Options) -> Answer:
         try:
             async with asyncio.timeout(self._settings.deadline_ms / 1e3):
-                return await self._answer(model, upload, faces)
+                return await self._answer(model, upload, options)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {self._settings.deadline_ms} ms") from None
 
-    async def _answer(self, model: _Model, upload: Upload, faces: int) -> Answer:
+    async def _answer(self, model: _Model, upload: Upload, options: Options) -> Answer:
         start = time.perf_counter()
-        prepared = await self._prepare(model, upload, faces)
+        prepared = await self._prepare(model, upload, options)
         before_infer = time.perf_counter()
         rows = await asyncio.gather(
-            *(model.batcher.submit(image, flow) for image, flow in prepared.inputs)
+            *(model.batcher.submit(face.image, face.flow) for face in prepared.faces)
         )
         end = time.perf_counter()
         spec = model.session.spec
@@ -305,15 +331,20 @@ class Engine:
             spec=spec,
             provider=model.session.provider,
             faces=tuple(
-                FaceAnswer(pair, judge(spec, row, pair.motion), _face_warnings(pair))
-                for pair, row in zip(prepared.pairs, rows, strict=True)
+                FaceAnswer(
+                    pair=face.pair,
+                    verdict=judge(spec, row, face.pair.motion),
+                    warnings=_face_warnings(face.pair),
+                    regions=face.regions,
+                )
+                for face, row in zip(prepared.faces, rows, strict=True)
             ),
             warnings=prepared.warnings,
             timings_ms=prepared.timings_ms
             | {"infer": (end - before_infer) * 1e3, "total": (end - start) * 1e3},
         )
 
-    async def _prepare(self, model: _Model, upload: Upload, faces: int) -> _Prepared:
+    async def _prepare(self, model: _Model, upload: Upload, options: Options) -> _Prepared:
         """Run the stages before the network in one worker.
 
         In one, so that no more decoded frames are held than there are workers.
@@ -322,7 +353,7 @@ class Engine:
 
         def work() -> _Prepared:
             return _prepare_pair(
-                model.preprocessor, upload, faces, self._settings.limits, abandoned.is_set
+                model.preprocessor, upload, options, self._settings.limits, abandoned.is_set
             )
 
         try:
@@ -331,7 +362,7 @@ class Engine:
             abandoned.set()
 
     def _warm_up(self) -> None:
-        """Run every stage once: each worker loads its own detector, each batch size is tried."""
+        """Run every stage once: each worker loads its own detector, the network runs."""
         everyone = threading.Barrier(self._settings.workers)
 
         def load() -> None:
@@ -339,8 +370,10 @@ class Engine:
             self._finder.find(np.zeros((64, 64, 3), np.uint8))
 
         loading = [self._pool.submit(load) for _ in range(self._settings.workers)]
+        # On a CPU one run allocates what matters; on a GPU every size has its own kernels.
+        sizes = self._settings.batch_sizes if self._settings.device == "cuda" else (1,)
         for one in self._models.values():
-            one.session.warm_up(self._settings.batch_sizes)
+            one.session.warm_up(sizes)
         for load_one in loading:
             load_one.result()
 
@@ -353,7 +386,7 @@ def _log_failure(warming: asyncio.Task[None]) -> None:
 def _prepare_pair(
     preprocessor: Preprocessor,
     upload: Upload,
-    faces: int,
+    options: Options,
     limits: Limits,
     abandoned: Callable[[], bool],
 ) -> _Prepared:
@@ -363,11 +396,11 @@ def _prepare_pair(
     decoded = time.perf_counter()
     if abandoned():
         raise _Abandoned
-    pairs = preprocessor.align_pair(onset, apex, faces)
+    pairs = preprocessor.align_pair(onset, apex, options.faces)
     aligned = time.perf_counter()
     if abandoned():
         raise _Abandoned
-    inputs = [network_inputs(pair.onset, pair.flow, preprocessor.spec) for pair in pairs]
+    faces = [_prepare_face(pair, preprocessor.spec, explain=options.explain) for pair in pairs]
     warnings: list[PairWarning] = []
     if any(pair.quality.more_faces for pair in pairs):
         warnings.append("several_faces")
@@ -377,7 +410,13 @@ def _prepare_pair(
     for stage in ("detect", "align", "flow") if pairs else ():
         timings[stage] = sum(pair.timings_ms.get(stage, 0.0) for pair in pairs)
     timings["tensors"] = (time.perf_counter() - aligned) * 1e3
-    return _Prepared(pairs, inputs, tuple(warnings), timings)
+    return _Prepared(faces, tuple(warnings), timings)
+
+
+def _prepare_face(pair: AlignedPair, spec: ModelSpec, *, explain: bool) -> _Face:
+    image, flow = network_inputs(pair.onset, pair.flow, spec)
+    regions = region_motions(pair.flow, pair.landmarks) if explain else None
+    return _Face(pair, image, flow, regions)
 
 
 def _decode(field: str, data: bytes, limits: Limits) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile as Part
 
-from service.engine import Answer, Closed, Engine, NotReady, Upload
+from service.engine import Answer, Closed, Engine, NotReady, Options, Upload
 from service.errors import PROBLEM_JSON, ClientGone, FieldsInvalid, problem_of, request_id_of
 from service.schemas import (
     BatchPrediction,
@@ -78,15 +78,24 @@ def _telemetry(request: Request) -> Telemetry:
 EngineDep = Annotated[Engine, Depends(_engine)]
 TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
-ModelField = Annotated[
-    str | None, Form(description="Name of the model; none: the default one.", max_length=64)
-]
-FacesField = Annotated[
-    int, Form(ge=1, le=MAX_FACES, description="Faces to answer for, the largest first.")
-]
-ExplainField = Annotated[
-    bool, Form(description="Whether to name the parts of the face that moved.")
-]
+
+
+def _options(
+    model: Annotated[
+        str | None,
+        Form(max_length=64, description="Name of the model; none: the default one."),
+    ] = None,
+    faces: Annotated[
+        int, Form(ge=1, le=MAX_FACES, description="Faces to answer for, the largest first.")
+    ] = 1,
+    explain: Annotated[  # noqa: FBT002 - a field of the form
+        bool, Form(description="Whether to tell how each part of the face moved.")
+    ] = False,
+) -> Options:
+    return Options(model=model, faces=faces, explain=explain)
+
+
+OptionsDep = Annotated[Options, Depends(_options)]
 
 
 async def _one_of_each(request: Request) -> None:
@@ -132,17 +141,15 @@ def _unknown(name: str) -> str:
     dependencies=[Depends(_one_of_each)],
     responses=_problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
-async def predict(  # noqa: PLR0913, PLR0917 - the fields of the form
+async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     request: Request,
     response: Response,
     engine: EngineDep,
     telemetry: TelemetryDep,
     request_id: RequestIdDep,
+    options: OptionsDep,
     onset: Annotated[UploadFile, File(description="The frame in which the movement begins.")],
     apex: Annotated[UploadFile, File(description="The frame of its peak, of the same size.")],
-    model: ModelField = None,
-    faces: FacesField = 1,
-    explain: ExplainField = False,  # noqa: FBT002 - a field of the form
 ) -> Prediction:
     """Recognise the expression that a face shows between an onset and an apex frame.
 
@@ -151,8 +158,8 @@ async def predict(  # noqa: PLR0913, PLR0917 - the fields of the form
     abstains with the reason `no_movement`.
     """
     upload = Upload(await onset.read(), await apex.read())
-    answer = await _unless_gone(request, engine.predict(upload, model=model, faces=faces))
-    prediction = Prediction.of(answer, request_id, explain=explain)
+    answer = await _unless_gone(request, engine.predict(upload, options))
+    prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)
     response.headers["Server-Timing"] = ", ".join(
         f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items()
@@ -167,11 +174,12 @@ async def predict(  # noqa: PLR0913, PLR0917 - the fields of the form
     dependencies=[Depends(_repeated_pictures)],
     responses=_problems(400, 404, 408, 413, 422, 429, 500, 503),
 )
-async def predict_batch(  # noqa: PLR0913, PLR0917 - the fields of the form
+async def predict_batch(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     request: Request,
     engine: EngineDep,
     telemetry: TelemetryDep,
     request_id: RequestIdDep,
+    options: OptionsDep,
     onset: Annotated[
         list[UploadFile],
         File(min_length=1, max_length=MAX_PAIRS, description="The onset frame of each pair."),
@@ -184,9 +192,6 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - the fields of the form
             description="The apex frame of each pair, in the order of the onsets.",
         ),
     ],
-    model: ModelField = None,
-    faces: FacesField = 1,
-    explain: ExplainField = False,  # noqa: FBT002 - a field of the form
 ) -> BatchPrediction:
     """Recognise the expressions of up to 16 pairs: the n-th onset belongs to the n-th apex.
 
@@ -200,23 +205,21 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - the fields of the form
         Upload(await first.read(), await second.read())
         for first, second in zip(onset, apex, strict=True)
     ]
-    answers = await _unless_gone(request, engine.predict_many(uploads, model=model, faces=faces))
+    answers = await _unless_gone(request, engine.predict_many(uploads, options))
     return BatchPrediction(
         request_id=request_id,
-        results=tuple(
-            _result(answer, request_id, telemetry, explain=explain) for answer in answers
-        ),
+        results=tuple(_result(answer, request_id, telemetry) for answer in answers),
     )
 
 
 def _result(
-    answer: Answer | BaseException, request_id: str, telemetry: Telemetry, *, explain: bool
+    answer: Answer | BaseException, request_id: str, telemetry: Telemetry
 ) -> Prediction | Problem:
     if isinstance(answer, BaseException):
         problem = problem_of(answer, request_id)
         telemetry.rejected(problem.code)
         return problem
-    prediction = Prediction.of(answer, request_id, explain=explain)
+    prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)
     return prediction
 

@@ -5,8 +5,6 @@ from typing import Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.pipeline import AlignedPair
-from model.regions import region_motions
 from model.session import Session
 from model.spec import ModelSpec
 from service.engine import Answer, FaceAnswer, FaceWarning, PairWarning
@@ -109,7 +107,7 @@ class Face(_Schema):
     """What moved, the most first; only when `explain` was asked for."""
 
     @classmethod
-    def of(cls, face: FaceAnswer, *, explain: bool) -> Self:
+    def of(cls, face: FaceAnswer) -> Self:
         """Shape the engine's answer for one face."""
         box, motion, quality = face.pair.face.box, face.pair.motion, face.pair.quality
         return cls(
@@ -122,13 +120,10 @@ class Face(_Schema):
             motion=Motion(mean_px=motion.mean_px, p95_px=motion.p95_px, head_px=motion.head_px),
             quality=Quality(eye_distance_px=quality.eye_distance_px, outside=quality.outside),
             warnings=face.warnings,
-            regions=_regions(face.pair) if explain else None,
+            regions=None
+            if face.regions is None
+            else tuple(Region(**asdict(region)) for region in face.regions),
         )
-
-
-def _regions(pair: AlignedPair) -> tuple[Region, ...]:
-    motions = region_motions(pair.flow, pair.landmarks)
-    return tuple(Region(**asdict(motion)) for motion in motions)
 
 
 class Prediction(_Schema):
@@ -146,7 +141,7 @@ class Prediction(_Schema):
     """decode, detect, align, flow, tensors, infer (with its wait for a batch), total."""
 
     @classmethod
-    def of(cls, answer: Answer, request_id: str, *, explain: bool = False) -> Self:
+    def of(cls, answer: Answer, request_id: str) -> Self:
         """Shape the engine's answer to one pair."""
         spec = answer.spec
         return cls(
@@ -154,7 +149,7 @@ class Prediction(_Schema):
             model=ModelName(name=spec.name, version=spec.version, sha256=spec.onnx_sha256),
             provider=answer.provider,
             flow=Flow(backend="opencv-cpu", algorithm=spec.flow.algorithm),
-            faces=tuple(Face.of(face, explain=explain) for face in answer.faces),
+            faces=tuple(Face.of(face) for face in answer.faces),
             warnings=answer.warnings,
             timings_ms={stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
         )

@@ -31,6 +31,8 @@ __all__ = ["Telemetry", "TelemetryMiddleware"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PROBES = {"/health/live", "/health/ready", "/metrics"}
+"""Asked for every few seconds: their lines are written at level debug."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -182,7 +184,8 @@ class TelemetryMiddleware:
         self._telemetry.duration.labels(route).observe(seconds)
         if code is not None:
             self._telemetry.rejected(code)
-        self._telemetry.log.info(
+        write = self._telemetry.log.debug if route in _PROBES else self._telemetry.log.info
+        write(
             "request",
             request_id=state["request_id"],
             method=method,
