@@ -2,7 +2,7 @@
 
 import typer
 
-from training.commands import fit, prepare
+from training.commands import calibrate, evaluate, export, fit, prepare
 from training.synthesis import synth
 
 app = typer.Typer(
@@ -21,3 +21,6 @@ def main() -> None:
 app.command()(synth)
 app.command()(prepare)
 app.command()(fit)
+app.command()(export)
+app.command()(calibrate)
+app.command()(evaluate)

@@ -11,31 +11,49 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-__all__ = ["fit", "prepare"]
+from training.data.pairs import Split
+
+__all__ = ["calibrate", "evaluate", "export", "fit", "prepare"]
+
+_DEFAULT_CONFIG = Path(__file__).parent / "configs" / "synthetic.toml"
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", exists=True, dir_okay=False, help="TOML file of the run.")
+    Path,
+    typer.Option(
+        "--config",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+        help="TOML file of the run; the bundled model's when left out.",
+    ),
+]
+ModelOption = Annotated[
+    Path, typer.Option("--model", exists=True, dir_okay=False, help="ONNX file, spec beside it.")
 ]
 PairsOption = Annotated[
     Path, typer.Option("--pairs", exists=True, file_okay=False, help="Folder with pairs.csv.")
 ]
+SplitOption = Annotated[Split, typer.Option(help="Which identities.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
 
 
-def prepare(config: ConfigOption, pairs: PairsOption, workers: WorkersOption = 0) -> None:
+def prepare(
+    pairs: PairsOption, config: ConfigOption = _DEFAULT_CONFIG, workers: WorkersOption = 0
+) -> None:
     """Align the pairs and compute their flow, once, into a cache inside the folder."""
     from training.config import load_config
     from training.fitting import prepare_pairs_folder
 
-    prepare_pairs_folder(load_config(config), pairs, workers, Console(stderr=True))
+    prepare_pairs_folder(load_config(config).spec(), pairs, workers, Console(stderr=True))
 
 
 def fit(  # noqa: PLR0913 - one parameter for each option
-    config: ConfigOption,
     pairs: PairsOption,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the run.")],
     *,
+    config: ConfigOption = _DEFAULT_CONFIG,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the config's.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Choose the steps by timing a few of them first.")
@@ -60,3 +78,81 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     )
     if not done:
         raise typer.Exit(130)
+
+
+def export(
+    run: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="ONNX file to write.")],
+    name: Annotated[str | None, typer.Option(help="Instead of the config's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Instead of the config's.")] = None,
+) -> None:
+    """Write the trained network as one ONNX file, its spec inside and beside it."""
+    from training.export import export_run
+
+    console = Console()
+    made = export_run(run, out, name=name, version=version)
+    console.print(f"{out}: {made.megabytes:.1f} MB, after {made.steps} steps")
+    console.print(f"largest difference of a logit to torch: {made.logit_difference:.1e}")
+    console.print(
+        f"largest difference of a probability to unrounded weights: "
+        f"{made.probability_difference:.1e}"
+    )
+
+
+def calibrate(
+    model: ModelOption,
+    pairs: PairsOption,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    split: SplitOption = "val",
+) -> None:
+    """Choose the motion gate and the abstention threshold; store them in the model."""
+    from training.config import load_config
+    from training.evaluate import answer_folder, rewrite_gates
+    from training.evaluate import calibrate as choose
+
+    console = Console()
+    spec, answers = answer_folder(model, pairs, load_config(config), split, console)
+    chosen = choose(answers, spec)
+    rewrite_gates(model, spec, chosen)
+    console.print(f"motion gate {chosen.motion_gate_px:.3f} px")
+    console.print(f"abstention threshold {chosen.abstention_threshold:.3f}")
+    console.print(
+        f"on {chosen.pairs} pairs, {chosen.genuine_abstain:.1%} of those with an expression "
+        f"abstain, {chosen.nothing_abstains:.1%} of those without"
+    )
+
+
+def evaluate(
+    model: ModelOption,
+    pairs: PairsOption,
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    split: SplitOption = "test",
+    write_spec: Annotated[
+        bool, typer.Option("--write-spec", help="Store the scores beside the model.")
+    ] = False,
+) -> None:
+    """Score a model, as it is served, on identities that training never saw."""
+    from training.config import load_config
+    from training.evaluate import answer_folder, protocol, write_scores
+    from training.evaluate import evaluate as score
+
+    console = Console()
+    run_config = load_config(config)
+    spec, answers = answer_folder(model, pairs, run_config, split, console)
+    result = score(answers, spec, protocol(run_config, split))
+    table = Table("score", "value", "95 % interval over identities", "pairs")
+    for entry in result.scores:
+        table.add_row(
+            entry.metric,
+            f"{entry.value:.3f}",
+            f"{entry.low:.3f} to {entry.high:.3f}",
+            entry.protocol.rsplit("; ", 1)[-1],
+        )
+    console.print(table)
+    counts = Table("true class", *spec.classes, title="answered, no abstention")
+    for label, row in zip(spec.classes, result.confusion, strict=True):
+        counts.add_row(label, *map(str, row))
+    console.print(counts)
+    if write_spec:
+        write_scores(model, spec, result.scores)

@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from model.spec import ModelSpec
 from training.config import RunConfig
 from training.data.prepare import Prepared, prepare
 from training.loop import Event, fit, stop_on_signals, time_step
@@ -24,15 +25,13 @@ _EVALUATION_SHARE = 0.05
 """Of a time budget that scoring and checkpoints take beside the steps."""
 
 
-def prepare_pairs_folder(
-    config: RunConfig, pairs: Path, workers: int, console: Console
-) -> Prepared:
-    """Prepare a pairs folder for a config; print which pairs were left out, and why."""
+def prepare_pairs_folder(spec: ModelSpec, pairs: Path, workers: int, console: Console) -> Prepared:
+    """Prepare a pairs folder for a spec; print which pairs were left out, and why."""
     with Progress(*_columns(), console=console) as progress:
         task = progress.add_task("prepare", total=None)
         prepared = prepare(
             pairs,
-            config.spec(),
+            spec,
             workers=workers,
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
@@ -53,7 +52,7 @@ def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the co
     console: Console,
 ) -> bool:
     """Prepare, then train until done or stopped; return whether it is done."""
-    prepared = prepare_pairs_folder(config, pairs, workers, console)
+    prepared = prepare_pairs_folder(config.spec(), pairs, workers, console)
     if minutes is not None:
         config = _within(minutes, config, prepared, out, console)
     with stop_on_signals() as should_stop, _Bar(config, console) as bar:

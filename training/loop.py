@@ -24,6 +24,7 @@ from training.data.prepare import Prepared
 from training.files import write_atomically, write_text_atomically
 from training.losses import focal_loss
 from training.metrics import uar, uf1
+from training.provenance import current_commit
 
 __all__ = [
     "CHECKPOINT",
@@ -85,6 +86,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.config = config
         self.step = 0
+        self.commit = current_commit()
         self.network = Mfdan(config.network).train()
         self.average = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         self.optimiser = Adan(
@@ -126,6 +128,7 @@ class Run:
         state = {
             "config": self.config.to_json(),
             "step": self.step,
+            "commit": self.commit,
             "network": self.network.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -144,7 +147,7 @@ class Run:
         if config is not None:
             _check_same(saved, config)
         run = cls(config or saved)
-        run.step = state["step"]
+        run.step, run.commit = state["step"], state["commit"]
         run.network.load_state_dict(state["network"])
         run.average = state["average"]
         run.optimiser.load_state_dict(state["optimiser"])
