@@ -188,20 +188,25 @@ def remove_rigid_motion(
 
 def _fit_similarity(
     x: FloatArray, y: FloatArray, u: FloatArray, v: FloatArray
-) -> tuple[float, ...]:
-    """Solve u = shift_x + zoom·x - turn·y, v = shift_y + turn·x + zoom·y robustly."""
+) -> tuple[float, float, float, float]:
+    """Solve u = shift_x + zoom·x - turn·y, v = shift_y + turn·x + zoom·y robustly.
+
+    In complex numbers that is w = shift + (zoom + i turn) z: weighted least squares of one
+    unknown slope has a closed form, and no linear-algebra library starts threads of its own.
+    """
     if x.size == 0:
         return 0.0, 0.0, 0.0, 0.0
-    one, none = np.ones_like(x), np.zeros_like(x)
-    design = np.concatenate([np.stack([one, none, -y, x], 1), np.stack([none, one, x, y], 1)])
-    target = np.concatenate([u, v])
-    weights = np.ones_like(x)
-    found = np.zeros(4, np.float32)
+    z, w = x + 1j * y, u + 1j * v
+    weights = np.ones(x.size)
+    shift = slope = 0j
     for _ in range(_ROBUST_STEPS):
-        both = np.sqrt(np.concatenate([weights, weights]))
-        found = np.linalg.lstsq(design * both[:, None], target * both, rcond=None)[0]
-        error = target - design @ found
-        length = np.hypot(error[: x.size], error[x.size :])
+        total = weights.sum()
+        mean_z, mean_w = (weights * z).sum() / total, (weights * w).sum() / total
+        centred = z - mean_z
+        spread = (weights * (centred * centred.conj()).real).sum()
+        slope = (weights * centred.conj() * (w - mean_w)).sum() / max(spread, 1e-12)
+        shift = mean_w - slope * mean_z
+        length = np.abs(w - shift - slope * z)
         scale = max(1.4826 * float(np.median(length)), _ROBUST_FLOOR_PX)
         weights = 1 / (1 + (length / scale) ** 2) ** 2
-    return float(found[0]), float(found[1]), float(found[2]), float(found[3])
+    return float(shift.real), float(shift.imag), float(slope.imag), float(slope.real)

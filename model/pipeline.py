@@ -168,7 +168,7 @@ def _share_outside(
 ) -> float:
     """Return the share of the crop's pixels whose place lies outside the (H, W) frame."""
     back = cv2.invertAffineTransform(transform)
-    y, x = np.mgrid[:size, :size]
+    y, x = np.mgrid[:size:4, :size:4]  # every fourth pixel tells a share well enough
     at = np.stack([x, y], axis=-1) @ back[:, :2].T + back[:, 2]
     inside = (at > -1) & (at < np.array(frame_shape[::-1]))
     return float(1 - inside.all(axis=-1).mean())
