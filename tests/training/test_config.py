@@ -1,0 +1,64 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import training
+from training.config import RunConfig, load_config
+from training.loop import learning_rate
+
+CONFIGS = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.spec().input_size == config.network.image_size == 224
+
+
+def test_there_is_a_config_of_the_bundled_model() -> None:
+    assert "synthetic" in [path.stem for path in CONFIGS]
+
+
+def test_json_gives_the_same_config_back(tiny_config: RunConfig) -> None:
+    assert RunConfig.from_json(tiny_config.to_json()) == tiny_config
+
+
+def test_overrides_replace_fields_unless_they_are_none() -> None:
+    (path,) = [path for path in CONFIGS if path.stem == "synthetic"]
+    config = load_config(path, {"steps": 7, "seed": None})
+    assert config == replace(load_config(path), steps=7)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("stepps = 3", "stepps"),
+        ("steps = 0", "steps"),
+        ('classes = ["a", "b"]', "2 classes are named, the network has 3"),
+        ("alpha_min = 9.0", "above alpha_max"),
+        ("val_fraction = 0.6\ntest_fraction = 0.5", "no subject to train on"),
+        ("[network]\nimage_size = 100", "image_size 100"),
+        ("steps =", "Invalid value"),
+    ],
+)
+def test_a_bad_config_is_refused_with_its_field_named(
+    tmp_path: Path, line: str, complaint: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(f'data = "d"\nlicence = "l"\n{line}\n')
+    with pytest.raises(ValueError, match=complaint):
+        load_config(path)
+
+
+def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(
+    tiny_config: RunConfig,
+) -> None:
+    config = replace(
+        tiny_config, steps=120, warmup_fraction=1 / 6, learning_rate=1.0, final_rate=0.1
+    )
+    assert learning_rate(config, 0) == pytest.approx(1 / 20)
+    assert learning_rate(config, 19) == pytest.approx(1)
+    assert learning_rate(config, 20) == pytest.approx(1)
+    assert learning_rate(config, 70) == pytest.approx(0.55)
+    assert learning_rate(config, 119) == pytest.approx(0.1, abs=0.001)
