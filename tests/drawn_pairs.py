@@ -1,0 +1,63 @@
+"""Pairs of drawn faces, written as a pairs folder holds them, and a run of the smallest size."""
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+from drawn_face import draw_face
+
+from model.network import MfdanConfig
+from model.spec import FlowMethod
+from training.config import RunConfig
+from training.data.pairs import Pair
+
+TINY = RunConfig(
+    data="drawn faces",
+    licence="MIT",
+    flow=FlowMethod(algorithm="farneback"),
+    network=MfdanConfig(
+        image_size=64, channels=12, window=2, encoder_channels=(6, 8), flow_vector=8
+    ),
+    steps=6,
+    batch_size=4,
+    learning_rate=1e-3,
+    loader_workers=0,
+    threads=1,
+    evaluate_every=3,
+    checkpoint_every=2,
+    val_fraction=0.2,
+    test_fraction=0.2,
+)
+MOVES = {
+    "negative": {"brow_lift": -4.0},
+    "positive": {"smile": 6.0},
+    "surprise": {"brow_lift": 6.0},
+    "none": {},
+}
+PEOPLE = 6
+
+
+def write_rows(folder: Path, rows: list[Pair]) -> None:
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def draw_pair(folder: Path, subject: int, label: str) -> Pair:
+    """Write the two pictures of a person, who is a skin tone, making one expression."""
+    tone = 0.6 + 0.08 * subject
+    names = []
+    for moment, move in (("onset", {}), ("apex", MOVES[label])):
+        name = f"{subject}-{label}-{moment}.png"
+        cv2.imwrite(str(folder / name), draw_face(tone=tone, **move)[:, :, ::-1])
+        names.append(name)
+    return Pair(
+        dataset="drawn",
+        subject=str(subject),
+        clip=label,
+        label=label,
+        onset=names[0],
+        apex=names[1],
+    )

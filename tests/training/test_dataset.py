@@ -1,0 +1,134 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.decode import decode_image
+from model.pipeline import Preprocessor, network_inputs
+from training.config import RunConfig
+from training.data.dataset import (
+    Draw,
+    EvaluationPairs,
+    StepSampler,
+    TrainingPairs,
+    mirror,
+    rows_of,
+    training_loader,
+)
+from training.data.prepare import Prepared
+
+
+def test_no_person_is_in_two_splits_and_none_is_lost(
+    prepared: Prepared, tiny_config: RunConfig
+) -> None:
+    splits = [rows_of(prepared, tiny_config, name) for name in ("train", "val", "test")]
+    people = [{row.pair.person for row in rows} for rows in splits]
+    assert all(people)
+    assert sum(map(len, people)) == len(set.union(*people))
+    assert sum(map(len, splits)) == len(prepared.rows)
+
+
+def test_pairs_in_which_nothing_happens_are_not_trained_on(
+    prepared: Prepared, tiny_config: RunConfig
+) -> None:
+    pairs = TrainingPairs(prepared, prepared.rows, tiny_config)
+    assert {row.pair.label for row in pairs.rows} == set(tiny_config.classes)
+
+
+def test_training_on_nothing_is_refused(prepared: Prepared, tiny_config: RunConfig) -> None:
+    with pytest.raises(ValueError, match="no labelled pair"):
+        TrainingPairs(prepared, [], tiny_config)
+
+
+def test_evaluation_sees_what_serving_sees(
+    prepared: Prepared, tiny_config: RunConfig, pairs_folder: Path
+) -> None:
+    """No skew: one clip through training's dataset and through serving's functions."""
+    pairs = EvaluationPairs(prepared, prepared.rows, tiny_config)
+    row = pairs.rows[4]
+    spec = tiny_config.spec()
+    onset, apex = (
+        decode_image((pairs_folder / name).read_bytes()) for name in (row.pair.onset, row.pair.apex)
+    )
+    (served,) = Preprocessor(spec).align_pair(onset, apex)
+    stored = served.flow.astype(np.float16).astype(np.float32)
+    image, flow = network_inputs(served.onset, stored, spec)
+    seen_image, seen_flow, label = pairs[4]
+    np.testing.assert_array_equal(seen_image.numpy(), image)
+    np.testing.assert_array_equal(seen_flow.numpy(), flow)
+    assert tiny_config.classes[label] == row.pair.label
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(
+    prepared: Prepared, tiny_config: RunConfig
+) -> None:
+    plain = replace(
+        tiny_config,
+        flip_probability=0.0,
+        brightness=0.0,
+        alpha_min=tiny_config.magnification,
+        alpha_max=tiny_config.magnification,
+    )
+    trained = TrainingPairs(prepared, prepared.rows, plain)[Draw(row=5, number=99)]
+    evaluated = EvaluationPairs(prepared, prepared.rows, plain)[5]
+    for seen, expected in zip(trained, evaluated, strict=True):
+        assert np.array_equal(seen, expected)
+
+
+def test_mirroring_turns_u_round_and_keeps_v() -> None:
+    onset = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    flow = np.arange(2 * 2 * 3, dtype=np.float32).reshape(2, 2, 3)
+    mirrored_onset, mirrored_flow = mirror(onset, flow)
+    np.testing.assert_array_equal(mirrored_onset[0, 0], onset[0, 2])
+    np.testing.assert_array_equal(mirrored_flow[0], [[-2, -1, 0], [-5, -4, -3]])
+    np.testing.assert_array_equal(mirrored_flow[1], [[8, 7, 6], [11, 10, 9]])
+
+
+def test_a_mirrored_pair_magnifies_to_the_mirrored_picture(
+    prepared: Prepared, tiny_config: RunConfig
+) -> None:
+    onset, flow = prepared.arrays(prepared.rows[1])
+    spec = tiny_config.spec()
+    image, motion = network_inputs(onset, flow, spec)
+    mirrored_image, mirrored_motion = network_inputs(*mirror(onset, flow), spec)
+    np.testing.assert_allclose(mirrored_image, image[:, :, ::-1], atol=2.1 / 255)
+    np.testing.assert_allclose(mirrored_motion[0], -motion[0, :, ::-1], atol=1e-5)
+    np.testing.assert_allclose(mirrored_motion[1:], motion[1:, :, ::-1], atol=1e-5)
+
+
+def test_a_sample_depends_on_its_number_alone(prepared: Prepared, tiny_config: RunConfig) -> None:
+    pairs = TrainingPairs(prepared, prepared.rows, tiny_config)
+    first = pairs[Draw(3, 17)][0]
+    other = pairs[Draw(3, 18)][0]
+    assert torch.equal(pairs[Draw(3, 17)][0], first)
+    assert not torch.equal(first, other)
+
+
+def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(tiny_config: RunConfig) -> None:
+    batches = list(StepSampler(12, tiny_config, 0, 6))  # two epochs of three batches of four
+    rows = [draw.row for batch in batches for draw in batch]
+    assert sorted(rows[:12]) == sorted(rows[12:]) == list(range(12))
+    assert rows[:12] != rows[12:]
+    assert [draw.number for batch in batches for draw in batch] == list(range(24))
+
+
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_a_run_that_goes_on_draws_what_an_uninterrupted_one_would(
+    tiny_config: RunConfig, start: int
+) -> None:
+    whole = list(StepSampler(10, tiny_config, 0, 6))
+    assert list(StepSampler(10, tiny_config, start, 6)) == whole[start:]
+
+
+def test_loading_draws_nothing_from_torch_s_global_numbers(
+    prepared: Prepared, tiny_config: RunConfig
+) -> None:
+    pairs = TrainingPairs(prepared, prepared.rows, tiny_config)
+    before = torch.get_rng_state()
+    batches = list(training_loader(pairs, tiny_config, 0, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    image, flow, labels = batches[0]
+    assert image.shape == flow.shape == (4, 3, 64, 64)
+    assert labels.shape == (4,)
