@@ -21,6 +21,7 @@ from service.engine import Closed, DeadlineExceeded, NotReady, QueueFull
 from service.schemas import FieldFault, Problem
 
 __all__ = [
+    "INTERNAL_ERROR",
     "PROBLEM_JSON",
     "ClientGone",
     "FieldsInvalid",
@@ -30,6 +31,8 @@ __all__ = [
     "request_id_of",
 ]
 
+INTERNAL_ERROR = "internal_error"
+"""The code of every fault that nobody foresaw."""
 PROBLEM_JSON = "application/problem+json"
 _CLIENT_CLOSED_REQUEST = 499
 """Not in the standard; nobody reads this answer, only the log and the metrics show it."""
@@ -98,7 +101,7 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         if kind in _STATUS:
             code = getattr(error, "code", "error")
             return _problem(_STATUS[kind], code, _sentence(str(error)), request_id)
-    return _problem(500, "internal_error", "The service failed.", request_id)
+    return _problem(500, INTERNAL_ERROR, "The service failed.", request_id)
 
 
 def problem_response(problem: Problem, retry_after_s: int) -> Response:

@@ -9,7 +9,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile as Part
 
 from service.engine import Answer, Closed, Engine, NotReady, Options, Upload
-from service.errors import PROBLEM_JSON, ClientGone, FieldsInvalid, problem_of, request_id_of
+from service.errors import (
+    INTERNAL_ERROR,
+    PROBLEM_JSON,
+    ClientGone,
+    FieldsInvalid,
+    problem_of,
+    request_id_of,
+)
 from service.schemas import (
     BatchPrediction,
     FieldFault,
@@ -28,6 +35,36 @@ router = APIRouter()
 
 _CLIPS = {"clip", "frames", "fps", "onset_frame", "apex_frame"}
 _FIELDS = {"onset", "apex", "model", "faces", "explain"}
+_PREDICTION_EXAMPLE = {
+    "request_id": "9b2f0a3c5d7e4f60a1b2c3d4e5f60718",
+    "model": {"name": "mfdan-synthetic", "version": "1", "sha256": "0d06" * 16},
+    "provider": "CPUExecutionProvider",
+    "flow": {"backend": "opencv-cpu", "algorithm": "dis"},
+    "faces": [
+        {
+            "box": {"x": 236.9, "y": 152.5, "width": 173.3, "height": 213.3},
+            "score": 0.999,
+            "label": "positive",
+            "probabilities": {"negative": 0.12, "positive": 0.81, "surprise": 0.07},
+            "abstained": False,
+            "reason": None,
+            "motion": {"mean_px": 0.15, "p95_px": 1.0, "head_px": 0.21},
+            "quality": {"eye_distance_px": 77.7, "outside": 0.0},
+            "warnings": [],
+            "regions": None,
+        }
+    ],
+    "warnings": [],
+    "timings_ms": {
+        "decode": 5.9,
+        "detect": 11.8,
+        "align": 1.6,
+        "flow": 8.2,
+        "tensors": 3.6,
+        "infer": 92.4,
+        "total": 123.9,
+    },
+}
 _PROBLEM_EXAMPLE = {
     "type": "urn:mfdan:problem:broken_image",
     "title": "Bad Request",
@@ -139,7 +176,10 @@ def _unknown(name: str) -> str:
     tags=["predictions"],
     summary="Answer one pair of frames",
     dependencies=[Depends(_one_of_each)],
-    responses=_problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses={
+        200: {"content": {"application/json": {"example": _PREDICTION_EXAMPLE}}},
+        **_problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    },
 )
 async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     request: Request,
@@ -218,6 +258,8 @@ def _result(
     if isinstance(answer, BaseException):
         problem = problem_of(answer, request_id)
         telemetry.rejected(problem.code)
+        if problem.code == INTERNAL_ERROR:
+            telemetry.unforeseen(answer, request_id)
         return problem
     prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)

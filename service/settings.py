@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import model
@@ -74,6 +74,13 @@ class Settings(BaseSettings):
     """Largest picture as decoded, pixels."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**32)] = 64 * 2**20
     """Largest request body of a batch, bytes; a single pair may hold two pictures."""
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _one_is_a_batch(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if 1 not in sizes:
+            raise ValueError("1 must be among them, or a lone face is never answered")
+        return sizes
 
     @cached_property
     def limits(self) -> Limits:

@@ -125,6 +125,18 @@ class Telemetry:
         """Count one refused request or pair."""
         self.rejections.labels(code).inc()
 
+    def unforeseen(self, error: BaseException, request_id: str) -> None:
+        """Log a fault that is a defect of the service.
+
+        Names and lines only: messages of libraries may quote what was sent.
+        """
+        self.log.error(
+            "unforeseen fault",
+            request_id=request_id,
+            fault=type(error).__name__,
+            where=_where(error),
+        )
+
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -160,13 +172,7 @@ class TelemetryMiddleware:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception as error:
-                # Names and lines only: messages of libraries may quote what was sent.
-                self._telemetry.log.error(  # noqa: TRY400
-                    "unforeseen fault",
-                    request_id=request_id,
-                    fault=type(error).__name__,
-                    where=_where(error),
-                )
+                self._telemetry.unforeseen(error, request_id)
                 if status:
                     raise
                 problem = problem_of(error, request_id)

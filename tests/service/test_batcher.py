@@ -1,0 +1,212 @@
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from service.batcher import Batcher, Closed, QueueFull
+
+FLOW = np.zeros((3, 2, 2), np.float32)
+
+
+def item(number: float) -> np.ndarray:
+    return np.full((3, 2, 2), number, np.float32)
+
+
+class Network:
+    """Answers every item with its own number; holds the first run until told."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.sizes: list[int] = []
+        self.seen: list[list[float]] = []
+        self.started = threading.Event()
+        self.may_go = threading.Event()
+        if not held:
+            self.may_go.set()
+
+    def __call__(self, image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+        assert len(image) == len(flow)
+        self.sizes.append(len(image))
+        numbers = image[:, 0, 0, 0]
+        self.seen.append(numbers.tolist())
+        self.started.set()
+        assert self.may_go.wait(10)
+        if 13.0 in numbers:
+            raise ValueError("thirteen")
+        return numbers[:, None] * np.array([1.0, 2.0])
+
+
+def batcher(network: Network, capacity: int = 64, sizes: tuple[int, ...] = (1, 2, 4)) -> Batcher:
+    return Batcher(network, sizes=sizes, capacity=capacity)
+
+
+async def held_batcher(network: Network, **options: object) -> tuple[Batcher, asyncio.Task]:
+    """Return a batcher whose worker is busy with item 0."""
+    busy = batcher(network, **options)
+    first = asyncio.create_task(busy.submit(item(0), FLOW))
+    await asyncio.to_thread(network.started.wait, 10)
+    return busy, first
+
+
+def submit_all(busy: Batcher, numbers: list[float]) -> list[asyncio.Task]:
+    return [asyncio.create_task(busy.submit(item(number), FLOW)) for number in numbers]
+
+
+def test_everyone_gets_their_own_row() -> None:
+    async def run() -> None:
+        network = Network()
+        busy = batcher(network)
+        numbers = [float(n) for n in np.random.default_rng(7).permutation(40) + 20]
+        rows = await asyncio.gather(*submit_all(busy, numbers))
+        await busy.close()
+        np.testing.assert_array_equal([row[0] for row in rows], numbers)
+        np.testing.assert_array_equal([row[1] for row in rows], 2 * np.array(numbers))
+
+    asyncio.run(run())
+
+
+def test_what_waits_is_taken_in_the_largest_fixed_sizes() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network)
+        rest = submit_all(busy, [1, 2, 3, 4, 5, 6, 7])
+        await asyncio.sleep(0)
+        network.may_go.set()
+        await asyncio.gather(first, *rest)
+        await busy.close()
+        assert network.sizes == [1, 4, 2, 1]
+
+    asyncio.run(run())
+
+
+def test_those_who_leave_are_not_run_and_the_others_are_answered() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network)
+        stays, leaves, stays_too = submit_all(busy, [1, 2, 3])
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.sleep(0)
+        network.may_go.set()
+        assert (await stays)[0] == 1
+        assert (await stays_too)[0] == 3
+        assert (await first)[0] == 0
+        assert leaves.cancelled()
+        assert network.seen == [[0.0], [1.0, 3.0]]
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_one_who_leaves_during_the_run_does_not_disturb_the_others() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network)
+        pair = submit_all(busy, [1, 2])
+        await asyncio.sleep(0)
+        network.started.clear()
+        network.may_go.set()
+        await first
+        await asyncio.to_thread(network.started.wait, 10)
+        pair[0].cancel()
+        assert (await pair[1])[0] == 2
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_a_failing_run_fails_its_own_batch_only() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network, sizes=(1, 2))
+        batch = submit_all(busy, [13, 1, 2, 3])
+        await asyncio.sleep(0)
+        network.may_go.set()
+        answers = await asyncio.gather(first, *batch, return_exceptions=True)
+        assert [str(answer) for answer in answers[1:3]] == ["thirteen", "thirteen"]
+        assert [answers[0][0], answers[3][0], answers[4][0]] == [0, 2, 3]
+        assert busy.alive
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_a_short_answer_fails_every_waiter() -> None:
+    async def run() -> None:
+        busy = Batcher(lambda image, _flow: image[:0, 0, 0], sizes=(1,), capacity=4)
+        with pytest.raises(RuntimeError, match="1 items were run, 0 rows came back"):
+            await busy.submit(item(1), FLOW)
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_more_than_the_capacity_is_refused_and_a_leaver_makes_room_after_the_next_batch() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network, capacity=2)
+        waiting = submit_all(busy, [1, 2])
+        await asyncio.sleep(0)
+        assert busy.waiting == 2
+        with pytest.raises(QueueFull, match="2 items are waiting already"):
+            await busy.submit(item(3), FLOW)
+        network.may_go.set()
+        await asyncio.gather(first, *waiting)
+        assert (await busy.submit(item(4), FLOW))[0] == 4
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_closing_answers_those_who_wait_and_refuses_newcomers() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network)
+        waiting = submit_all(busy, [1, 2, 3])
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(busy.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Closed):
+            await busy.submit(item(9), FLOW)
+        network.may_go.set()
+        await closing
+        rows = await asyncio.gather(first, *waiting)
+        assert [row[0] for row in rows] == [0, 1, 2, 3]
+        assert not busy.alive
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_worker_leaves_nobody_waiting() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network)
+        waiting = submit_all(busy, [1, 2])
+        await asyncio.sleep(0)
+        busy._worker.cancel()  # noqa: SLF001 - what a dying event loop does
+        answers = await asyncio.gather(first, *waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Closed, Closed, Closed]
+        network.may_go.set()
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_every_batch_that_ran_is_reported_with_its_size() -> None:
+    async def run() -> None:
+        heard: list[tuple[int, float]] = []
+        network = Network()
+        busy = Batcher(
+            network, sizes=(1,), capacity=4, on_batch=lambda size, s: heard.append((size, s))
+        )
+        await busy.submit(item(1), FLOW)
+        await busy.close()
+        assert [size for size, _ in heard] == [1]
+        assert heard[0][1] > 0
+
+    asyncio.run(run())
+
+
+def test_sizes_without_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="add 1"):
+        Batcher(Network(), sizes=(2, 4), capacity=4)

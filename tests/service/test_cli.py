@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import pytest
+from serving import Pictures
+from tiny_model import tiny_spec, write_tiny_model
+from typer.testing import CliRunner, Result
+
+from model.spec import spec_path
+from service.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(models_dir))
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture
+def frames(tmp_path: Path, pictures: Pictures) -> dict[str, str]:
+    paths = {}
+    for name in ("onset", "smile", "empty", "two", "two_smile"):
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(getattr(pictures, name))
+        paths[name] = str(path)
+    return paths
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_predict_prints_a_readable_table(frames: dict[str, str]) -> None:
+    result = run("predict", frames["onset"], frames["smile"])
+    assert result.exit_code == 0, result.output
+    for words in ("negative", "positive", "surprise", "%", "mouth corner", "tiny 1", "ms"):
+        assert words in result.output
+
+
+def test_predict_says_what_the_api_says_with_json(frames: dict[str, str]) -> None:
+    result = run("predict", frames["onset"], frames["smile"], "--json")
+    prediction = json.loads(result.output)
+    assert prediction["model"]["name"] == "tiny"
+    assert prediction["faces"][0]["reason"] is None
+    assert prediction["faces"][0]["regions"]
+
+
+def test_predict_tells_that_nothing_moved(frames: dict[str, str]) -> None:
+    result = run("predict", frames["onset"], frames["onset"])
+    assert "abstains: no movement" in result.output
+    assert "identical frames" in result.output
+
+
+def test_predict_answers_for_as_many_faces_as_asked(frames: dict[str, str]) -> None:
+    result = run("predict", frames["two"], frames["two_smile"], "--faces", "2", "--json")
+    assert len(json.loads(result.output)["faces"]) == 2
+
+
+def test_predict_tells_that_there_is_no_face(frames: dict[str, str]) -> None:
+    result = run("predict", frames["empty"], frames["empty"])
+    assert result.exit_code == 0
+    assert "No face was found" in result.output
+
+
+def test_predict_fails_in_one_line_on_a_file_that_is_no_picture(frames: dict[str, str]) -> None:
+    result = run("predict", frames["onset"], __file__)
+    assert result.exit_code == 1
+    assert result.stderr == "mfdan: apex: the bytes are not a JPEG, PNG, WebP or BMP picture\n"
+
+
+def test_predict_refuses_a_file_that_is_not_there(frames: dict[str, str]) -> None:
+    assert run("predict", frames["onset"], "nowhere.png").exit_code == 2
+
+
+def test_an_unknown_model_is_named(frames: dict[str, str]) -> None:
+    result = run("predict", frames["onset"], frames["smile"], "--model", "large")
+    assert result.exit_code == 1
+    assert "large is not among tiny" in result.stderr
+
+
+def test_models_are_listed() -> None:
+    result = run("models")
+    assert result.exit_code == 0
+    for words in ("tiny", "negative, positive, surprise", "MIT"):
+        assert words in result.output
+
+
+def test_doctor_finds_nothing_wrong_with_a_sound_installation() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for words in ("onnxruntime", "CPUExecutionProvider", "CUDA", "hash as in its spec", "cores"):
+        assert words in result.output
+    assert "wrong" not in result.output
+
+
+def test_doctor_finds_a_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
+    path = write_tiny_model(tmp_path)
+    with path.open("ab") as file:
+        file.write(b"\0")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "SHA-256" in result.output
+
+
+def test_doctor_finds_a_missing_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
+    spec_path(write_tiny_model(tmp_path)).unlink()
+    assert run("doctor").exit_code == 1
+
+
+def test_doctor_finds_an_empty_models_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "no *.onnx file" in result.output
+
+
+def test_doctor_misses_a_gpu_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDAN_DEVICE", "cuda")
+    result = run("doctor")
+    if "CUDAExecutionProvider" in result.output:
+        pytest.skip("there is one")
+    assert result.exit_code == 1
+
+
+def test_serve_refuses_settings_out_of_bounds() -> None:
+    result = run("serve", "--port", "99999")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mfdan: settings: port: ")
+
+
+def test_serve_refuses_to_start_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
+    write_tiny_model(tmp_path, tiny_spec("other"))
+    result = run("serve", "--model", "tiny")
+    assert result.exit_code == 1
+    assert "tiny is not among other" in result.stderr

@@ -1,0 +1,174 @@
+"""What a caller meets when the service is full, late, shutting down, or the caller leaves."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import httpx2
+import pytest
+from serving import HeldSession, MakeSettings, Pictures, Serve, async_client, until
+
+from service.app import create_app
+from service.engine import Engine
+
+
+def test_a_full_queue_is_429_with_retry_after(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    with serve(held, queue_items=128, retry_after_s=7) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", files=pictures.pair)
+        assert held.started.wait(20)
+        files = [("onset", pictures.onset)] * 16 + [("apex", pictures.smile)] * 16
+        response = client.post("/predict/batch", files=files, data={"faces": "8"})
+        assert (response.status_code, response.json()["code"]) == (429, "queue_full")
+        assert response.headers["retry-after"] == "7"
+        held.may_go.set()
+        assert first.result().status_code == 200
+
+
+def test_too_many_requests_at_once_are_429_before_they_are_read(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    with serve(held, max_requests=1) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", files=pictures.pair)
+        assert held.started.wait(20)
+        response = client.post("/predict", files=pictures.pair)
+        assert (response.status_code, response.json()["code"]) == (429, "too_many_requests")
+        assert response.headers["retry-after"] == "1"
+        assert client.get("/health/live").status_code == 200
+        held.may_go.set()
+        assert first.result().status_code == 200
+        assert client.post("/predict", files=pictures.pair).status_code == 200
+
+
+def test_a_late_answer_is_504(serve: Serve, held: HeldSession, pictures: Pictures) -> None:
+    with serve(held, deadline_ms=300) as client:
+        response = client.post("/predict", files=pictures.pair)
+        assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+        held.may_go.set()
+
+
+def test_the_event_loop_answers_while_pictures_are_worked_on(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    with serve(held) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", files=pictures.pair)
+        assert held.started.wait(20)
+        assert client.get("/health/live").json() == {"status": "live"}
+        assert client.get("/health/ready").json() == {"status": "ready"}
+        held.may_go.set()
+        first.result()
+
+
+def test_before_the_model_is_warm_predictions_are_503(
+    make_settings: MakeSettings, held: HeldSession, pictures: Pictures
+) -> None:
+    warm = threading.Event()
+    held.warm_up = lambda _sizes: warm.wait(20)
+    held.may_go.set()
+
+    async def run() -> None:
+        app = create_app(make_settings(), partial(Engine.open, sessions={"tiny": held}))
+        async with app.router.lifespan_context(app) as state, async_client(app, state) as client:
+            assert (await client.get("/health/live")).status_code == 200
+            for response in (
+                await client.get("/health/ready"),
+                await client.post("/predict", files=pictures.pair),
+            ):
+                assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+                assert response.headers["retry-after"] == "1"
+            warm.set()
+            await state["engine"].warmed_up()
+            assert (await client.get("/health/ready")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_while_draining_newcomers_are_503_and_the_admitted_are_answered(
+    make_settings: MakeSettings, held: HeldSession, pictures: Pictures
+) -> None:
+    async def run() -> None:
+        app = create_app(make_settings(), partial(Engine.open, sessions={"tiny": held}))
+        async with app.router.lifespan_context(app) as state, async_client(app, state) as client:
+            await state["engine"].warmed_up()
+            first = asyncio.create_task(client.post("/predict", files=pictures.pair))
+            await asyncio.to_thread(held.started.wait, 20)
+            closing = asyncio.create_task(state["engine"].close())
+            await asyncio.sleep(0)
+            for response in (
+                await client.get("/health/ready"),
+                await client.post("/predict", files=pictures.pair),
+            ):
+                assert (response.status_code, response.json()["code"]) == (503, "draining")
+            held.may_go.set()
+            assert (await first).status_code == 200
+            await closing
+
+    asyncio.run(run())
+
+
+def test_the_work_of_a_caller_who_hung_up_is_dropped(
+    make_settings: MakeSettings, held: HeldSession, pictures: Pictures
+) -> None:
+    request = httpx2.Request("POST", "http://here/predict", files=pictures.pair)
+    body = request.read()
+    headers = [(name.lower(), value) for name, value in request.headers.raw]
+    sent: list[dict] = []
+
+    async def run() -> None:
+        app = create_app(make_settings(), partial(Engine.open, sessions={"tiny": held}))
+        async with app.router.lifespan_context(app) as state:
+            engine = state["engine"]
+            await engine.warmed_up()
+            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+            async def receive() -> dict:
+                message = next(messages, None)
+                if message is None:
+                    await asyncio.to_thread(held.started.wait, 20)
+                    return {"type": "http.disconnect"}
+                return message
+
+            async def send(message: dict) -> None:
+                sent.append(message)
+
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "raw_path": b"/predict",
+                "query_string": b"",
+                "headers": headers,
+                "state": dict(state),
+            }
+            async with asyncio.timeout(20):
+                await app(scope, receive, send)  # returns although the network is held
+            await until(lambda: engine.items == 0)
+            held.may_go.set()
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 499
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_a_fault_nobody_foresaw_is_500_and_tells_nothing(
+    serve: Serve,
+    held: HeldSession,
+    pictures: Pictures,
+    path: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_given: object) -> None:
+        raise ZeroDivisionError("secret of the picture")
+
+    held.run = fail
+    with serve(held) as client:
+        response = client.post(path, files=pictures.pair)
+        body = response.json() if path == "/predict" else response.json()["results"][0]
+        assert (body["status"], body["code"]) == (500, "internal_error")
+        assert "secret" not in response.text
+        assert "ZeroDivision" not in response.text
+    log = capsys.readouterr().out
+    assert "ZeroDivisionError" in log
+    assert "secret" not in log

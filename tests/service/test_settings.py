@@ -1,0 +1,56 @@
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import model
+from service.settings import Settings, cores
+
+
+def test_the_service_listens_on_loopback_only() -> None:
+    assert Settings().host == "127.0.0.1"
+
+
+def test_the_environment_sets_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDAN_PORT", "9000")
+    monkeypatch.setenv("MFDAN_BATCH_SIZES", "[1, 16]")
+    assert Settings().port == 9000
+    assert Settings().batch_sizes == (1, 16)
+    assert Settings(port=7000).port == 7000
+
+
+def test_the_packaged_models_are_the_default() -> None:
+    assert Settings().models_dir == Path(next(iter(model.__path__))) / "weights"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"port": 70_000},
+        {"deadline_ms": 0},
+        {"queue_items": 127},
+        {"batch_sizes": ()},
+        {"batch_sizes": (2, 4)},
+        {"batch_sizes": (1, 65)},
+        {"device": "tpu"},
+        {"retry_after": 3},
+    ],
+)
+def test_settings_out_of_bounds_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**bad)
+
+
+def test_thread_counts_are_set_together() -> None:
+    settings = Settings()
+    assert settings.workers == settings.onnx == cores() <= (os.cpu_count() or 1)
+    assert settings.opencv == 1
+    assert Settings(worker_threads=1).opencv == cores()
+    assert Settings(worker_threads=4 * cores()).opencv == 1
+    assert Settings(worker_threads=3, opencv_threads=2, onnx_threads=5).onnx == 5
+
+
+def test_every_setting_says_what_it_does() -> None:
+    described = {name: field.description for name, field in Settings.model_fields.items()}
+    assert [name for name, text in described.items() if not text] == []
