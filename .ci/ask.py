@@ -1,4 +1,4 @@
-"""Ask a running service for one answer, on a face drawn for the purpose, and check it."""
+"""Ask a running service for one answer, on a face drawn for the purpose, and check it."""  # noqa: INP001 - a script
 
 import io
 import sys
@@ -10,7 +10,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from drawn_face import draw_face  # noqa: E402 - tests/ is no package
+from drawn_face import draw_face
 
 PATIENCE_S = 60
 
