@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
-from drawn_face import draw_face
+from drawn_face import Image, background, draw_face
 
 from model.network import MfdanConfig
 from model.spec import FlowMethod
@@ -29,7 +29,7 @@ TINY = RunConfig(
     val_fraction=0.2,
     test_fraction=0.2,
 )
-MOVES = {
+MOVES: dict[str, dict[str, float]] = {
     "negative": {"brow_lift": -4.0},
     "positive": {"smile": 6.0},
     "surprise": {"brow_lift": 6.0},
@@ -45,13 +45,19 @@ def write_rows(folder: Path, rows: list[Pair]) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
+def draw(tone: float, move: dict[str, float]) -> Image:
+    """Draw a face into a small picture: time goes by the pixel."""
+    scene = background(240, 320)
+    return draw_face(scene, centre=(160.0, 105.0), eye_distance=48.0, tone=tone, **move)
+
+
 def draw_pair(folder: Path, subject: int, label: str) -> Pair:
     """Write the two pictures of a person, who is a skin tone, making one expression."""
     tone = 0.6 + 0.08 * subject
     names = []
     for moment, move in (("onset", {}), ("apex", MOVES[label])):
         name = f"{subject}-{label}-{moment}.png"
-        cv2.imwrite(str(folder / name), draw_face(tone=tone, **move)[:, :, ::-1])
+        cv2.imwrite(str(folder / name), draw(tone, move)[:, :, ::-1])
         names.append(name)
     return Pair(
         dataset="drawn",

@@ -81,7 +81,7 @@ def test_training_brings_the_loss_down(
     prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     losses: list[float] = []
-    config = replace(tiny_config, steps=60, learning_rate=3e-3, evaluate_every=60)
+    config = replace(tiny_config, steps=40, learning_rate=3e-3, evaluate_every=40)
     fit(config, prepared, tmp_path, report=lambda event: losses.append(event.loss))
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 

@@ -1,0 +1,140 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_pairs import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import tiny_spec, write_tiny_model
+from typer.testing import CliRunner
+
+from model.pipeline import Motion
+from model.session import Session
+from model.spec import load_spec
+from training.cli import app
+from training.data.pairs import Pair
+from training.data.prepare import PreparedRow
+from training.evaluate import (
+    Answer,
+    calibrate,
+    evaluate,
+    largest_threshold,
+    rewrite_gates,
+)
+
+SPEC = replace(tiny_spec(), motion_gate_px=0.5, abstention_threshold=0.5)
+SURE = 0.9
+
+
+def answer(
+    label: str, said: int, *, who: str = "a", moved: float = 1.0, sure: float = SURE
+) -> Answer:
+    probabilities = np.full(3, (1 - sure) / 2, np.float32)
+    probabilities[said] = sure
+    pair = Pair(dataset="d", subject=who, clip="c", label=label, onset="o", apex="p")
+    motion = Motion(mean_px=moved / 2, p95_px=moved, head_px=0.0)
+    return Answer(PreparedRow(pair, motion, 0, 0), probabilities)
+
+
+@given(values=st.lists(st.floats(0, 10), min_size=1, max_size=50), share=st.floats(0, 0.99))
+def test_at_most_the_share_lies_below_the_threshold_and_more_below_any_larger_one(
+    values: list[float], share: float
+) -> None:
+    threshold = largest_threshold(values, share)
+    assert np.mean([value < threshold for value in values]) <= share
+    assert np.mean([value <= threshold for value in values]) > share
+
+
+def test_gates_are_chosen_from_pairs_with_an_expression_alone() -> None:
+    """25 pairs moving .1 … 2.5 px: 8 % are two, so the gate stands at the third, .3 px; of the
+    23 that pass, one may be too uncertain, so the threshold stands at the second least sure.
+    """
+    genuine = [
+        answer("negative", 0, moved=0.1 * step, sure=0.5 + 0.01 * step) for step in range(1, 26)
+    ]
+    still = [answer("none", 1, moved=moved) for moved in (0.0, 0.1, 0.2, 0.4)]
+    chosen = calibrate(genuine + still, SPEC)
+    assert chosen.motion_gate_px == pytest.approx(0.3, abs=0.0011)
+    assert chosen.abstention_threshold == pytest.approx(0.54, abs=0.0011)
+    assert chosen.genuine_abstain == pytest.approx(3 / 25)
+    assert chosen.nothing_abstains == pytest.approx(3 / 4)
+
+
+def test_nothing_to_calibrate_or_score_on_is_an_error() -> None:
+    with pytest.raises(ValueError, match="calibrate"):
+        calibrate([answer("none", 0)], SPEC)
+    with pytest.raises(ValueError, match="score"):
+        evaluate([answer("none", 0)], SPEC, "p")
+
+
+def test_scores_with_and_without_abstention_worked_out_by_hand() -> None:
+    answers = [
+        answer("negative", 0, who="a"),
+        answer("negative", 1, who="a", sure=0.45),  # wrong, but it abstains
+        answer("positive", 1, who="b"),
+        answer("surprise", 0, who="b", moved=0.2),  # wrong, but behind the gate
+        answer("none", 2, who="b", moved=0.2),
+        answer("none", 2, who="a", moved=2.0),
+    ]
+    result = evaluate(answers, SPEC, "protocol")
+    values = {score.metric: score.value for score in result.scores}
+    assert values == pytest.approx(
+        {
+            "uf1": (1 / 2 + 2 / 3 + 0) / 3,
+            "uar": (1 / 2 + 1 + 0) / 3,
+            "accuracy": 2 / 4,
+            "uf1_answered": 1.0,
+            "uar_answered": 1.0,
+            "accuracy_answered": 1.0,
+            "abstained_genuine": 2 / 4,
+            "abstained_none": 1 / 2,
+        }
+    )
+    assert result.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    first = result.scores[0]
+    assert first.protocol == "protocol; 4 pairs of 2 identities"
+    assert first.low <= first.value <= first.high
+
+
+def test_new_gates_give_a_model_that_still_fits_its_spec(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    before = load_spec(path)
+    genuine = [answer("negative", 0, moved=0.7, sure=0.8)]
+    rewrite_gates(path, before, calibrate(genuine, before))
+    spec = Session.open(path).spec
+    assert spec.motion_gate_px == pytest.approx(0.7, abs=0.0011)
+    assert spec.abstention_threshold == pytest.approx(0.8, abs=0.0011)
+    assert spec.onnx_sha256 != before.onnx_sha256
+
+
+@pytest.mark.usefixtures("prepared")
+def test_calibrate_and_evaluate_run_the_served_model_on_people_held_out(
+    pairs_folder: Path, tmp_path: Path
+) -> None:
+    """The tiny model names the direction of the motion; drawn smiles and brows move up."""
+    config_spec = TINY.spec()  # so that the fixture's prepared pairs serve here too
+    path = write_tiny_model(
+        tmp_path,
+        tiny_spec(
+            input_size=config_spec.input_size,
+            flow=config_spec.flow,
+            alignment=config_spec.alignment,
+        ),
+    )
+    folder = ["--model", str(path), "--pairs", str(pairs_folder)]
+    config = tmp_path / "config.toml"
+    config.write_text('data = "d"\nlicence = "l"\nval_fraction = 0.4\ntest_fraction = 0.4\n')
+    runner = CliRunner()
+    chosen = runner.invoke(app, ["calibrate", *folder, "--config", str(config)])
+    assert chosen.exit_code == 0, chosen.output
+    assert "motion gate" in chosen.output
+    assert "those without" in chosen.output
+    gated = load_spec(path)
+    assert gated.scores == ()
+    scored = runner.invoke(app, ["evaluate", *folder, "--config", str(config), "--write-spec"])
+    assert scored.exit_code == 0, scored.output
+    spec = Session.open(path).spec
+    assert {score.metric for score in spec.scores} >= {"uf1", "uar", "accuracy", "abstained_none"}
+    assert all("test split" in score.protocol for score in spec.scores)
+    assert replace(spec, scores=()) == gated
