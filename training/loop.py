@@ -307,6 +307,6 @@ def _cut_logs(out: Path, step: int) -> None:
     """Drop log rows of steps after the checkpoint: they will be taken again."""
     for path in (out / _STEPS_LOG, out / _SCORES_LOG):
         if path.exists():
-            head, *rows = path.read_text().splitlines(keepends=True)
-            kept = [row for row in rows if int(row.split(",")[0]) <= step]
-            write_text_atomically(path, "".join([head, *kept]))
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [row for row in lines[1:] if int(row.split(",")[0]) <= step]
+            write_text_atomically(path, "".join(lines[:1] + kept))
