@@ -41,10 +41,18 @@ __all__ = [
 CHECKPOINT = "checkpoint.pt"
 _STEPS_LOG = "steps.csv"
 _SCORES_LOG = "scores.csv"
-_FREE_TO_CHANGE = {"steps", "threads", "loader_workers", "evaluate_every", "evaluate_pairs"} | {
-    "checkpoint_every"
-}
-"""Fields that a resumed run may change: none but `steps` changes what is learned."""
+_FREE_TO_CHANGE = frozenset(
+    (
+        "checkpoint_every",
+        "evaluate_every",
+        "evaluate_pairs",
+        "loader_workers",
+        "steps",
+        "threads",
+    )
+)
+"""Fields that a resumed run may change; only `steps` changes the course of training (and
+`threads` the rounding of sums)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,8 @@ class Run:
 
     def averaged_network(self) -> Mfdan:
         """Return the network that is scored and exported, in evaluation mode."""
-        network = Mfdan(self.config.network)
+        with torch.random.fork_rng(devices=[]):  # its random start must not cost the run numbers
+            network = Mfdan(self.config.network)
         network.load_state_dict(self.average)
         return network.eval()
 

@@ -77,6 +77,16 @@ def test_held_out_people_are_scored_on_time_and_at_the_end(
     assert [event.step for event in events if event.scores] == [3, 4]
 
 
+def test_scoring_more_often_does_not_change_what_is_learned(
+    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    often, never = (
+        fit(replace(tiny_config, evaluate_every=every), prepared, tmp_path / str(every))
+        for every in (1, 100)
+    )
+    assert torch.equal(often.average["head.weight"], never.average["head.weight"])
+
+
 def test_training_brings_the_loss_down(
     prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
