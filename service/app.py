@@ -1,5 +1,6 @@
 """The FastAPI application: `create_app` puts the parts together, the lifespan holds the engine."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
@@ -45,6 +46,8 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
     """
     settings = settings or Settings()
     telemetry = Telemetry(settings.log_level)
+    # Two settings of libraries, which hold for the whole process:
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes malformed uploads
     # 0: an upload is never spooled to disk. Memory is bounded by body caps and max_requests.
     MultiPartParser.spool_max_size = 0
 

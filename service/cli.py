@@ -2,7 +2,6 @@
 
 import asyncio
 import ipaddress
-import logging
 import os
 import platform
 import uuid
@@ -69,8 +68,6 @@ def serve(
     """Serve the HTTP API until interrupted."""
     settings = _settings(host=host, port=port, model=model)
     sessions = _sessions(settings)
-    # It quotes bytes of malformed uploads.
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     say = Console(stderr=True)
     for warning in _serve_warnings(settings, sessions):
         say.print(f"[bold yellow]warning:[/] {warning}", highlight=False)

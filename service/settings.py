@@ -19,6 +19,7 @@ MAX_PAIRS = 16
 """Pairs in one batch."""
 
 _PACKAGED_MODELS = Path(model.__path__[0]) / "weights"
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _FORM_OVERHEAD_BYTES = 64 * 2**10
 """Boundaries, part headers and the short fields of a form."""
 
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
     models_dir: Path = _PACKAGED_MODELS
     """Folder of *.onnx files, each with its spec beside it; all of them are loaded."""
     model: str | None = None
-    """Name of the model that answers when a request names none; None: the only one there is."""
+    """Name of the model that answers when a request names none; None: the first by file name."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where ONNX Runtime shall run the network."""
 
@@ -111,6 +112,13 @@ class Settings(BaseSettings):
         return self.onnx_threads or cores()
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(cpu_max: Path = _CPU_MAX) -> int:
+    """Return how many cores this process may use: by affinity, and by its container's quota."""
+    affine = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = cpu_max.read_text().split()
+        return max(1, min(affine, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or a quota of "max"
+        return affine

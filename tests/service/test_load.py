@@ -7,7 +7,16 @@ from functools import partial
 
 import httpx2
 import pytest
-from serving import HeldSession, MakeSettings, Pictures, Serve, async_client, until
+from serving import (
+    HeldSession,
+    MakeSettings,
+    Pictures,
+    Serve,
+    async_client,
+    served,
+    until,
+    wait_for,
+)
 
 from service.app import create_app
 from service.engine import Engine
@@ -149,6 +158,19 @@ def test_the_work_of_a_caller_who_hung_up_is_dropped(
 
     asyncio.run(run())
     assert sent[0]["status"] == 499
+
+
+def test_a_connection_closed_by_its_caller_frees_its_place(
+    make_settings: MakeSettings, held: HeldSession, pictures: Pictures
+) -> None:
+    """The same over real HTTP."""
+    app = create_app(make_settings(), partial(Engine.open, sessions={"tiny": held}))
+    with served(app) as url:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/predict", files=pictures.pair, timeout=1)
+        wait_for(lambda: "mfdan_queue_items 0.0" in httpx2.get(f"{url}/metrics").text)
+        assert 'mfdan_rejections_total{code="client_gone"} 1.0' in httpx2.get(f"{url}/metrics").text
+        held.may_go.set()
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])

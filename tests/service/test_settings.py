@@ -51,6 +51,14 @@ def test_thread_counts_are_set_together() -> None:
     assert Settings(worker_threads=3, opencv_threads=2, onnx_threads=5).onnx == 5
 
 
+def test_the_quota_of_a_container_bounds_the_cores(tmp_path: Path) -> None:
+    cpu_max = tmp_path / "cpu.max"
+    for quota, expected in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", cores())):
+        cpu_max.write_text(quota)
+        assert cores(cpu_max) == expected
+    assert cores(tmp_path / "missing") >= 1
+
+
 def test_every_setting_says_what_it_does() -> None:
     described = {name: field.description for name, field in Settings.model_fields.items()}
     assert [name for name, text in described.items() if not text] == []
