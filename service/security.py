@@ -102,6 +102,8 @@ class GuardMiddleware:
         self, error: HTTPException, scope: Scope, receive: Receive, send: Send
     ) -> None:
         state = Request(scope).state
+        if scope["path"] in {_PREDICT, _BATCH}:
+            state.route = scope["path"]  # for the metrics: no route was looked for
         problem = problem_of(error, state.request_id)
         state.code = problem.code
         await problem_response(problem, self._settings.retry_after_s)(scope, receive, send)

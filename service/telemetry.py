@@ -230,7 +230,7 @@ def _request_id(sent: str | None) -> str:
 def _route_template(scope: Scope) -> str:
     """Return the route as declared, so that no caller can make up new labels."""
     route = scope.get("route")
-    return str(getattr(route, "path", "unmatched"))
+    return str(getattr(route, "path", scope["state"].get("route", "unmatched")))
 
 
 def _where(error: BaseException) -> Sequence[str]:

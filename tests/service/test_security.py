@@ -25,6 +25,8 @@ def assert_problem(response: Response, status: int, code: str) -> None:
 def test_a_body_announced_too_large_is_413(serve: Serve, pictures: Pictures) -> None:
     with serve(max_body_bytes=2048) as client:
         assert_problem(client.post("/predict", files=pictures.pair), 413, "body_too_large")
+        counted = 'mfdan_requests_total{method="POST",route="/predict",status="413"} 1.0'
+        assert counted in client.get("/metrics").text
 
 
 def test_a_body_that_grows_too_large_is_413(serve: Serve, pictures: Pictures) -> None:
