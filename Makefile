@@ -1,15 +1,19 @@
-# make serve   install what serving needs and serve on 127.0.0.1:8000
-# make test    install the rest; lint, types, import contracts, all tests
+# make serve    install what serving needs and serve on 127.0.0.1:8000
+# make example  draw a pair to try it with: example/onset.png, example/apex.png
+# make test     install the rest; lint, types, import contracts, all tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: serve test format openapi wheel clean
+.PHONY: serve example test format openapi wheel clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/mfdan serve
+
+example: $(VENV)/.serve
+	@$(BIN)/python tests/drawn_face.py example
 
 test: $(VENV)/.test
 	$(BIN)/ruff check

@@ -6,11 +6,14 @@ midway between them, x right, y down), so a face can be moved by fractions of a 
 expression is a smooth displacement of skin and features together.
 """
 
+import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as Pillow
 
 Image = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
@@ -120,3 +123,14 @@ def _grain(x: Plane, y: Plane) -> Plane:
         for fx, fy in product((11.0, 19.0, 29.0), (-23.0, -13.0, 9.0, 17.0))
     ]
     return np.asarray(np.sum(waves, axis=0) / np.sqrt(len(waves)))
+
+
+def write_example(folder: Path) -> None:
+    """Write `onset.png` and `apex.png`: a drawn face that raises its brows by 1.5 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, brow_lift in (("onset", 0.0), ("apex", 1.5)):
+        Pillow.fromarray(draw_face(brow_lift=brow_lift)).save(folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    write_example(Path(sys.argv[1]))
