@@ -1,0 +1,1 @@
+"""From faces to a served model: synthetic pairs, training, export, calibration, scores."""

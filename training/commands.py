@@ -140,7 +140,7 @@ def evaluate(
     console = Console()
     run_config = load_config(config)
     spec, answers = answer_folder(model, pairs, run_config, split, console)
-    result = score(answers, spec, protocol(run_config, split))
+    result = score(answers, spec, protocol(run_config, split, pairs))
     table = Table("score", "value", "95 % interval over identities", "pairs")
     for entry in result.scores:
         table.add_row(

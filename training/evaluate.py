@@ -1,5 +1,6 @@
 """A served model on identities it never saw: calibration of its gates, and its scores."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from model.session import Session
 from model.spec import ModelSpec, Score, spec_path
 from training.config import RunConfig
 from training.data.dataset import rows_of
-from training.data.pairs import NOTHING, Split
+from training.data.pairs import NOTHING, SYNTH_NOTE, Split
 from training.data.prepare import Prepared, PreparedRow
 from training.files import write_text_atomically
 from training.fitting import prepare_pairs_folder
@@ -86,13 +87,23 @@ def answer(
     return answers
 
 
-def protocol(config: RunConfig, split: Split) -> str:
-    """Say how a score of `evaluate` was measured."""
+def protocol(config: RunConfig, split: Split, pairs: Path) -> str:
+    """Say how a score of `evaluate` on a pairs folder was measured."""
     return (
-        f"synthetic pairs of `mfdan-train synth`, identities of the {split} split (hash of the "
-        f"identity, seed {config.split_seed}), never trained on; last step, one run; 95 % "
-        f"bootstrap over identities; `mfdan-train evaluate --split {split}`"
+        f"{_origin(pairs)}, identities of the {split} split (hash of the identity, seed "
+        f"{config.split_seed}), never trained on; last step of one run, seed {config.seed}; 95 % "
+        f"bootstrap interval over identities; `mfdan-train evaluate --split {split}`"
     )
+
+
+def _origin(pairs: Path) -> str:
+    """Say what a pairs folder is: `synth` leaves a note of what it was made with."""
+    note = pairs / SYNTH_NOTE
+    if not note.is_file():
+        return "pairs of the user's own"
+    made = json.loads(note.read_text())
+    moves = "measured blendshapes" if made["blendshapes_sha256"] else "mfdan's own table"
+    return f"synthetic pairs (`mfdan-train synth --seed {made['seed']}`, moved by {moves})"
 
 
 @dataclass(frozen=True, slots=True)

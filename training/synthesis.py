@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.contact_sheet import contact_sheet
+from training.data.pairs import PAIRS_FILE, SYNTH_NOTE
 from training.displacement import unit_fields
 from training.face_mesh import FaceAxes
+from training.files import write_atomically
 from training.identities import FacePicture, Skipped, find_faces
 from training.synthetic import FacePatch, Pair, PairPlan, plan_pair, render_pair
 from training.unit_moves import Blendshapes
@@ -88,7 +90,7 @@ def make_pairs(
     rows = [_row(pictures[plan.picture], plan) for plan in plans]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
-    _write(out / "pairs.csv", text.getvalue().encode())
+    _write(out / PAIRS_FILE, text.getvalue().encode())
 
 
 def _cancel(tasks: Sequence[Future[int]]) -> None:
@@ -132,7 +134,7 @@ def _claim(out: Path, pictures: Sequence[FacePicture], settings: Settings) -> No
         "faces": len(pictures),
         "faces_sha256": faces.hexdigest(),
     }
-    note = out / "synth.json"
+    note = out / SYNTH_NOTE
     if note.is_file():
         theirs = json.loads(note.read_text())
         differing = sorted(key for key in ours if theirs.get(key) != ours[key])
@@ -219,11 +221,8 @@ def _contents(pair: Pair) -> tuple[bytes, bytes, bytes]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _prepare_worker() -> None:

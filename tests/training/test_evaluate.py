@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from training.evaluate import (
     calibrate,
     evaluate,
     largest_threshold,
+    protocol,
     rewrite_gates,
 )
 
@@ -138,3 +140,21 @@ def test_calibrate_and_evaluate_run_the_served_model_on_people_held_out(
     assert {score.metric for score in spec.scores} >= {"uf1", "uar", "accuracy", "abstained_none"}
     assert all("test split" in score.protocol for score in spec.scores)
     assert replace(spec, scores=()) == gated
+
+
+@pytest.mark.parametrize(
+    ("blendshapes", "moves"), [(None, "own table"), ("5207b1f0", "measured blendshapes")]
+)
+def test_a_protocol_names_seed_and_displacements_of_synthetic_pairs(
+    tmp_path: Path, blendshapes: str | None, moves: str
+) -> None:
+    note = {"seed": 7, "blendshapes_sha256": blendshapes}
+    (tmp_path / "synth.json").write_text(json.dumps(note))
+    words = protocol(TINY, "test", tmp_path)
+    assert "synth --seed 7" in words
+    assert moves in words
+    assert "identities of the test split" in words
+
+
+def test_a_protocol_calls_other_pairs_the_users_own(tmp_path: Path) -> None:
+    assert "user's own" in protocol(TINY, "val", tmp_path)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NOTHING", "PAIRS_FILE", "Pair", "Split", "read_pairs", "split_of"]
+__all__ = ["NOTHING", "PAIRS_FILE", "SYNTH_NOTE", "Pair", "Split", "read_pairs", "split_of"]
 
 PAIRS_FILE = "pairs.csv"
+SYNTH_NOTE = "synth.json"
+"""What `mfdan-train synth` made a pairs folder with, beside its `pairs.csv`."""
 NOTHING = "none"
 """Label of a pair in which no expression happens."""
 Split = Literal["train", "val", "test"]
