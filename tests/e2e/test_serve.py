@@ -91,7 +91,7 @@ def test_a_request_under_way_is_answered_although_the_process_was_told_to_stop(
     folder: Path,
 ) -> None:
     pictures = Pictures()
-    files = [("onset", pictures.onset)] * 6 + [("apex", pictures.smile)] * 6
+    files = [("onset", pictures.onset)] * 16 + [("apex", pictures.smile)] * 16
     request = httpx2.Request("POST", "http://127.0.0.1/predict/batch", files=files)
     body = request.read()
     with serving_process(folder, MFDAN_WORKER_THREADS="1") as (process, url):
@@ -107,7 +107,7 @@ def test_a_request_under_way_is_answered_although_the_process_was_told_to_stop(
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         process.communicate(timeout=20)
     assert answer.startswith(b"HTTP/1.1 200")
-    assert answer.count(b'"label"') == 6
+    assert answer.count(b'"label"') == 16
 
 
 def metric(url: str, name: str) -> float:
