@@ -18,7 +18,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from model.errors import MfdanError, ModelError
 from model.face import FaceFinder
@@ -203,29 +203,31 @@ def _print_prediction(prediction: Prediction) -> None:
     if not prediction.faces:
         say.print("No face was found in the onset frame.")
         return
-    titles = ("motion", "moved most", "warnings")
-    table = Table("face", "answer", Column("probabilities", no_wrap=True), *titles)
     for face in prediction.faces:
-        box, motion = face.box, face.motion
-        table.add_row(
-            f"{box.width:.0f}x{box.height:.0f} at ({box.x:.0f}, {box.y:.0f})",
-            _verdict(face),
-            "\n".join(f"{p:6.1%} {name}" for name, p in face.probabilities.items()),
-            f"face {motion.p95_px:.2f} px\nhead {motion.head_px:.2f} px",
-            "\n".join(map(_moved, (face.regions or ())[:_REGIONS_SHOWN])),
-            "\n".join(face.warnings).replace("_", " "),
-        )
-    say.print(table)
+        say.print(_face_table(face))
     name = prediction.model
     total = prediction.timings_ms["total"]
     say.print(f"{name.name} {name.version} · {prediction.provider} · {total:.0f} ms")
+
+
+def _face_table(face: Face) -> Table:
+    box, motion = face.box, face.motion
+    table = Table("face", f"{box.width:.0f}x{box.height:.0f} at ({box.x:.0f}, {box.y:.0f})")
+    table.add_row("answer", _verdict(face))
+    likeliest = sorted(face.probabilities.items(), key=lambda item: -item[1])
+    table.add_row("probabilities", "\n".join(f"{p:6.1%} {name}" for name, p in likeliest))
+    table.add_row("motion", f"face {motion.p95_px:.2f} px, head {motion.head_px:.2f} px")
+    table.add_row("moved most", "\n".join(map(_moved, (face.regions or ())[:_REGIONS_SHOWN])))
+    if face.warnings:
+        table.add_row("warnings", ", ".join(face.warnings).replace("_", " "))
+    return table
 
 
 def _moved(region: Region) -> str:
     aside = ("left", "right")[region.right_px > 0]
     along = ("up", "down")[region.down_px > 0]
     name = region.region.replace("_", " ")
-    return f"{name}: {abs(region.right_px):.2f} {aside}, {abs(region.down_px):.2f} {along}"
+    return f"{name}: {abs(region.right_px):.2f} px {aside}, {abs(region.down_px):.2f} px {along}"
 
 
 def _verdict(face: Face) -> str:
