@@ -1,9 +1,9 @@
 """What the API says, as pydantic models."""
 
 from dataclasses import asdict
-from typing import Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.session import Session
 from model.spec import ModelSpec
@@ -20,7 +20,9 @@ __all__ = [
     "Region",
 ]
 
-Probability = Field(ge=0, le=1)
+# More digits would only pretend to a precision that no flow and no network has.
+Pixels = Annotated[float, AfterValidator(lambda value: round(value, 3))]
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(value, 6))]
 Reason = Literal["no_movement", "low_confidence"]
 
 
@@ -47,29 +49,29 @@ class Flow(_Schema):
 class Box(_Schema):
     """A rectangle in pixels of the frame as turned upright; x right, y down."""
 
-    x: float
-    y: float
-    width: float
-    height: float
+    x: Pixels
+    y: Pixels
+    width: Pixels
+    height: Pixels
 
 
 class Motion(_Schema):
     """How far the face moved from onset to apex, in pixels of the 224-pixel crop."""
 
-    mean_px: float
+    mean_px: Pixels
     """Mean motion of the face, the head's own motion removed."""
-    p95_px: float
+    p95_px: Pixels
     """95th percentile of the same; below the model's gate nothing moved."""
-    head_px: float
+    head_px: Pixels
     """Mean motion of the head, which was removed."""
 
 
 class Quality(_Schema):
     """What to know of the picture before believing the answer."""
 
-    eye_distance_px: float
+    eye_distance_px: Pixels
     """Between the eye centres in the frame as sent."""
-    outside: float = Probability
+    outside: Share
     """Share of the aligned crop that lies outside the frame."""
 
 
@@ -78,11 +80,11 @@ class Region(_Schema):
 
     region: str
     """Left and right are the person's own."""
-    right_px: float
+    right_px: Pixels
     """Towards the picture's right; negative is left."""
-    down_px: float
+    down_px: Pixels
     """Towards the picture's bottom; negative is up."""
-    length_px: float
+    length_px: Pixels
     """Mean length of the motion, whatever its direction."""
 
 
@@ -90,11 +92,11 @@ class Face(_Schema):
     """One face and the expression its motion looks like."""
 
     box: Box
-    score: float = Probability
+    score: Share
     """How sure the mesh is that this is a face."""
     label: str
     """The likeliest class of expression, also when the answer abstains."""
-    probabilities: dict[str, float]
+    probabilities: dict[str, Share]
     """Of each class, given that there is an expression; they sum to 1."""
     abstained: bool
     """Whether the label should not be used."""
