@@ -82,6 +82,12 @@ class Provenance:
     licence: str
     training_commit: str
     seed: int | None = None
+    split_seed: int | None = None
+    """With each identity, hashed into its place among training, calibration and test."""
+    val_fraction: float | None = None
+    """Share of identities kept for calibration."""
+    test_fraction: float | None = None
+    """Share of identities kept for scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
@@ -111,10 +117,11 @@ class ModelSpec:
     strain: Literal["infinitesimal"] = "infinitesimal"
     """|e| = sqrt(u_x² + v_y² + ½(u_y + v_x)²), of the flow in pixels."""
     magnification: float = Field(default=4.0, ge=0)
-    """α: the onset is warped along (1 + α) · flow."""
+    """α: the onset is warped along (1 + α) · flow; the paper fixes no value, 4 is ours."""
     normalisation: Normalisation = Field(default_factory=Normalisation)
-    motion_gate_px: float = Field(default=0.0, ge=0)
-    """Below this 95th-percentile residual motion (pixels of the crop) nothing moved."""
+    motion_gate_px: float = Field(default=0.05, gt=0)
+    """Below this 95th-percentile residual motion (pixels of the crop) nothing moved. The default
+    only stops what cannot have moved, such as one frame sent twice; `calibrate` raises it."""
     abstention_threshold: float = Field(default=0.0, ge=0, lt=1)
     """Below this probability of the likeliest class the answer abstains."""
     preprocessing_version: int = PREPROCESSING_VERSION
@@ -131,7 +138,7 @@ class ModelSpec:
     def from_json(cls, text: str | bytes) -> "ModelSpec":
         """Parse what `to_json` wrote.
 
-        Raises: SpecInvalid, naming each bad field, also for a spec of another
+        Raises: SpecInvalid, naming each bad field; SpecMismatch for a spec of another
         preprocessing version.
         """
         try:
