@@ -1,11 +1,12 @@
 """Bytes → frames. Format and size are read from the header before any pixel is decoded."""
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from model.errors import (
     BrokenImage,
@@ -18,7 +19,20 @@ from model.errors import (
 
 __all__ = ["Limits", "decode_image"]
 
+# What Pillow finds odd about a stranger's metadata is of no use on the operator's screen.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn a picture upright, by the EXIF orientation it was stored with."""
 _PARSER_FAULTS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
 """What Pillow's readers are known to raise on hostile bytes."""
 
@@ -56,9 +70,9 @@ def decode_image(data: bytes, limits: Limits = _DEFAULT_LIMITS) -> NDArray[np.ui
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             _check_size(picture, limits)
+            orientation = _orientation(picture)
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return np.array(_to_rgb(upright))
+            return np.array(_upright(_to_rgb(picture), orientation))
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -67,6 +81,19 @@ def decode_image(data: bytes, limits: Limits = _DEFAULT_LIMITS) -> NDArray[np.ui
         raise ImageTooLarge(f"the picture has more than {limits.max_pixels} pixels") from None
     except _PARSER_FAULTS:
         raise BrokenImage("the picture is truncated or corrupt") from None
+
+
+def _orientation(picture: Image.Image) -> object:
+    """Read the one EXIF tag that matters here; a broken EXIF block says nothing."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - hostile metadata raises anything, and is not the picture
+        return None
+
+
+def _upright(picture: Image.Image, orientation: object) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _check_size(picture: Image.Image, limits: Limits) -> None:

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from model.errors import ShapeError
 from model.spec import Alignment
 
-__all__ = ["STABLE_LANDMARKS", "Box", "Face", "FaceFinder", "align", "similarity_transform"]
+__all__ = [
+    "STABLE_LANDMARKS",
+    "Box",
+    "Face",
+    "FaceFinder",
+    "align",
+    "eye_centres",
+    "similarity_transform",
+]
 
 _WEIGHTS = Path(__file__).parent / "weights" / "face"
 _DETECTOR_SIDE = 128
@@ -144,10 +152,10 @@ def _detect(detector: Any, frame: NDArray[np.uint8]) -> list[_Square]:  # noqa: 
     """Return the squares to look for a mesh in, the largest face first."""
     height, width = frame.shape[:2]
     side = max(height, width)
-    scale = _DETECTOR_SIDE / side
-    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    # A long, narrow frame would shrink to no width at all.
+    rows, columns = (max(1, round(length * _DETECTOR_SIDE / side)) for length in (height, width))
     canvas = np.zeros((_DETECTOR_SIDE, _DETECTOR_SIDE, 3), np.uint8)
-    canvas[: small.shape[0], : small.shape[1]] = small[:_DETECTOR_SIDE, :_DETECTOR_SIDE]
+    canvas[:rows, :columns] = cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA)
     detector.setInput(cv2.dnn.blobFromImage(canvas, 1 / 127.5, mean=(127.5, 127.5, 127.5)))
     logits, regressors = detector.forward(("classificators", "regressors"))
     scores = 1 / (1 + np.exp(-np.clip(logits.reshape(-1), -80, 80)))
@@ -195,7 +203,7 @@ def _fit_mesh(mesh: Any, frame: NDArray[np.uint8], square: _Square) -> Face | No
 
 def _square_around(landmarks: NDArray[np.float32]) -> _Square:
     """Return the upright square around a mesh, with the mesh's margin."""
-    right_eye, left_eye = landmarks[[33, 133]].mean(axis=0), landmarks[[362, 263]].mean(axis=0)
+    right_eye, left_eye = eye_centres(landmarks)
     along = left_eye - right_eye
     angle = float(np.arctan2(along[1], along[0]))
     cos, sin = np.cos(angle), np.sin(angle)
@@ -203,6 +211,14 @@ def _square_around(landmarks: NDArray[np.float32]) -> _Square:
     low, high = upright.min(axis=0), upright.max(axis=0)
     x, y = np.array([[cos, -sin], [sin, cos]]) @ ((low + high) / 2)
     return _Square(float(x), float(y), _MESH_MARGIN * float((high - low).max()), angle)
+
+
+def eye_centres(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (2, 2): the centre of the person's right eye, then of the left, each (x, y).
+
+    Midway between the corners, because lids move. Convention: landmarks are (468, 2).
+    """
+    return landmarks[[[33, 133], [362, 263]]].mean(axis=1)
 
 
 def similarity_transform(

@@ -298,7 +298,9 @@ def _merge_thrice(channels: int) -> nn.Sequential:
 
 
 class LocalResponseNorm(nn.Module):
-    """Divide by (1 + α/5 · sum of squares over 5 neighbouring channels)^¾ (AlexNet, k = 1: ours).
+    """Divide by (1 + α/5 · sum of squares over 5 neighbouring channels)^¾.
+
+    All four constants are ours: AlexNet's n = 5, α = 1e-4, β = ¾, and k = 1 as in torch.
 
     Written out because torch's own goes through a 3-d pooling that is slow on CPUs.
     """
@@ -322,8 +324,8 @@ class FlowEncoder(nn.Module):
     """The flow as one vector: SSSN (Khor et al., ICIP 2019).
 
     Conv → ReLU → LRN → MaxPool → Conv → ReLU → LRN → MaxPool → FC → Dropout → FC (paper).
-    Kernels follow AlexNet: 11x11 stride 4, 5x5, pools 3x3 stride 2, and a mean pool of that kind
-    brings 13x13 to the 6x6 grid that the first FC reads (ours).
+    Kernels and padding follow AlexNet (ours): 11x11 stride 4 padding 2, 5x5 padding 2, pools 3x3
+    stride 2; a mean pool of that kind brings 13x13 to the 6x6 grid that the first FC reads (ours).
     """
 
     def __init__(self, config: MfdanConfig) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import FrameSizeMismatch
-from model.face import Face, FaceFinder, align, similarity_transform
+from model.face import Face, FaceFinder, align, eye_centres, similarity_transform
 from model.flow import compute_flow, magnitude, remove_rigid_motion, to_grey
 from model.magnify import magnify
 from model.spec import ModelSpec
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float32]
-_RIGHT_EYE = (33, 133)
-_LEFT_EYE = (362, 263)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,7 @@ def _face_outline(landmarks: FloatArray, size: int) -> NDArray[np.bool_]:
 
 
 def _eye_distance(face: Face) -> float:
-    right, left = (face.landmarks[list(eye)].mean(axis=0) for eye in (_RIGHT_EYE, _LEFT_EYE))
+    right, left = eye_centres(face.landmarks)
     return float(np.hypot(*(left - right)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ShapeError
+from model.face import eye_centres
 
 __all__ = ["REGIONS", "RegionMotion", "region_motions"]
 
@@ -31,7 +32,6 @@ REGIONS: dict[str, tuple[int, ...]] = {
 
 _RADIUS = 0.1
 """Of the disc around each landmark, in eye distances."""
-_EYES = ((33, 133), (362, 263))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def region_motions(
     """
     if flow.ndim != 3 or flow.shape[0] != 2 or landmarks.shape != (468, 2):  # noqa: PLR2004
         raise ShapeError(f"flow is (2, H, W), landmarks (468, 2): {flow.shape}, {landmarks.shape}")
-    right, left = (landmarks[list(eye)].mean(axis=0) for eye in _EYES)
+    right, left = eye_centres(landmarks)
     offsets = _disc(_RADIUS * float(np.hypot(*(left - right))))
     found = []
     for region, anchors in REGIONS.items():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from model.decode import Limits, decode_image
 from model.errors import (
@@ -137,6 +137,28 @@ def test_too_many_pixels_are_refused_from_the_header_alone() -> None:
 def test_a_picture_of_one_pixel_is_too_small() -> None:
     with pytest.raises(ImageTooSmall, match="1x1"):
         decode_image(encode(np.zeros((1, 1, 3), np.uint8), "PNG"))
+
+
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "WEBP"]),
+    edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_broken_metadata_never_costs_more_than_the_orientation(
+    kind: str, edits: list[tuple[int, int]]
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "camera"
+    exif[ExifTags.Base.XResolution] = 72.0
+    exif[ExifTags.Base.DateTime] = "2026:11:22 10:00:00"
+    block = bytearray(exif.tobytes())
+    for place, value in edits:
+        block[6 + place % (len(block) - 6)] = value  # behind the marker "Exif"
+    try:
+        frame = decode_image(encode(quarters(), kind, exif=bytes(block)))
+    except InputError:
+        return
+    assert frame.shape in {(40, 64, 3), (64, 40, 3)}
 
 
 @given(

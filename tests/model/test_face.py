@@ -7,15 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ShapeError
-from model.face import FaceFinder, align, similarity_transform
+from model.face import FaceFinder, align, eye_centres, similarity_transform
 from model.spec import Alignment
 
 FINDER = FaceFinder()
-EYES = ((33, 133), (362, 263))
-
-
-def eye_centres(landmarks: np.ndarray) -> np.ndarray:
-    return np.stack([landmarks[list(eye)].mean(axis=0) for eye in EYES])
 
 
 def test_the_eyes_are_found_where_they_were_drawn() -> None:
@@ -30,6 +25,11 @@ def test_the_eyes_are_found_where_they_were_drawn() -> None:
 
 def test_an_empty_scene_has_no_face() -> None:
     assert FINDER.find(background()) == []
+
+
+@pytest.mark.parametrize("shape", [(9000, 32, 3), (32, 9000, 3)])
+def test_a_long_narrow_frame_has_no_face(shape: tuple[int, ...]) -> None:
+    assert FINDER.find(np.full(shape, 128, np.uint8)) == []
 
 
 def test_faces_come_largest_first_and_no_more_than_asked() -> None:

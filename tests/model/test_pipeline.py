@@ -1,7 +1,5 @@
 """The whole preprocessing of one pair, on drawn faces whose motion is known."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from drawn_face import background, draw_face
@@ -118,6 +116,8 @@ def test_low_confidence_abstains() -> None:
     assert (verdict.label, verdict.reason) == ("positive", "low_confidence")
 
 
-def test_without_thresholds_nothing_abstains() -> None:
-    open_spec = replace(SPEC, motion_gate_px=0.0, abstention_threshold=0.0)
-    assert not judge(open_spec, np.float32([0.3, 0.4, 0.3]), CALM).abstained
+def test_an_uncalibrated_spec_abstains_only_when_nothing_can_have_moved() -> None:
+    fresh = ModelSpec(name="fresh", version="1", classes=SPEC.classes, provenance=SPEC.provenance)
+    rows = np.float32([0.3, 0.4, 0.3])
+    assert not judge(fresh, rows, CALM).abstained
+    assert judge(fresh, rows, Motion(0.0, 0.0, 0.0)).reason == "no_movement"
