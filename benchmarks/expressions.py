@@ -10,7 +10,6 @@ Shares are over pairs; intervals are bootstrapped over people.
 """
 
 import argparse
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from report import heading
 from model.decode import decode_image
 from model.pipeline import Preprocessor, network_inputs
 from model.session import Session
+from training.metrics import bootstrap_interval
 
 BUNDLED = Path(__file__).parents[1] / "model" / "weights" / "mfdan-synthetic.onnx"
 CLASS_OF = {
@@ -30,7 +30,6 @@ CLASS_OF = {
     "disgusted": "negative",
     "sad": "negative",
 }
-DRAWS = 2000
 
 
 def main() -> None:
@@ -41,10 +40,12 @@ def main() -> None:
     arguments = parser.parse_args()
     session = Session.open(arguments.model)
     preprocessor = Preprocessor(session.spec)
-    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    people: list[str] = []
+    expected: list[str] = []
+    hits: list[bool] = []
     for neutral in sorted(arguments.faces.glob("*/neutral.jpg")):
         onset = decode_image(neutral.read_bytes())
-        for name, expected in CLASS_OF.items():
+        for name, label in CLASS_OF.items():
             picture = neutral.with_name(f"{name}.jpg")
             if not picture.is_file():
                 continue
@@ -52,30 +53,22 @@ def main() -> None:
             for pair in preprocessor.align_pair(onset, apex):
                 inputs = network_inputs(pair.onset, pair.flow, session.spec)
                 (row,) = session.run(*(array[None] for array in inputs))
-                answered = session.spec.classes[int(row.argmax())]
-                right[neutral.parent.name][expected].append(answered == expected)
-    print(heading(f"Full expressions against neutral, {len(right)} people, {session.spec.name}"))
-    for label in (*session.spec.classes, None):
-        people = [
-            [hit for key, hits in person.items() if label in {key, None} for hit in hits]
-            for person in right.values()
-        ]
-        low, high = _interval([person for person in people if person])
-        hits = [hit for person in people for hit in person]
+                people.append(neutral.parent.name)
+                expected.append(label)
+                hits.append(session.spec.classes[int(row.argmax())] == label)
+    if not hits:
+        raise SystemExit("no folder holds a neutral.jpg and a named expression with a face")
+    count = len(set(people))
+    print(heading(f"Full expressions against neutral, {count} people, {session.spec.name}"))
+    for label in (*session.spec.classes, "all"):
+        chosen = np.array([label in {one, "all"} for one in expected])
+        right = np.array(hits)[chosen]
+        who = [person for person, taken in zip(people, chosen, strict=True) if taken]
+        low, high = bootstrap_interval(lambda rows, right=right: float(right[rows].mean()), who)
         print(
-            f"{label or 'all':10} {np.mean(hits):6.1%} of {len(hits):3}"
+            f"{label:10} {right.mean():6.1%} of {len(right):3}"
             f"   95 % interval {low:.1%} to {high:.1%}"
         )
-
-
-def _interval(people: list[list[bool]]) -> tuple[float, float]:
-    draw = np.random.default_rng(0)
-    shares = []
-    for _ in range(DRAWS):
-        chosen = draw.integers(0, len(people), len(people))
-        shares.append(np.mean([hit for person in chosen for hit in people[person]]))
-    low, high = np.percentile(shares, [2.5, 97.5])
-    return float(low), float(high)
 
 
 if __name__ == "__main__":

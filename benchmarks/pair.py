@@ -17,9 +17,8 @@ import numpy as np
 from report import heading
 
 from model.decode import decode_image
-from model.face import FaceFinder, align, similarity_transform
-from model.flow import compute_flow, remove_rigid_motion, to_grey
 from model.magnify import magnify
+from model.pipeline import Preprocessor
 from model.session import Session
 from model.tensors import flow_tensor, image_tensor
 
@@ -42,20 +41,25 @@ class Stopwatch:
 
 
 def run_pair(
-    onset_bytes: bytes, apex_bytes: bytes, finder: FaceFinder, session: Session, watch: Stopwatch
+    onset_bytes: bytes,
+    apex_bytes: bytes,
+    preprocessor: Preprocessor,
+    session: Session,
+    watch: Stopwatch,
 ) -> None:
-    """Walk the way of one request, as `model.pipeline` composes it."""
+    """Walk the way of one request. Raises: SystemExit when the onset shows no face."""
     spec = session.spec
-    size = spec.input_size
     onset, apex = watch("decode", lambda: (decode_image(onset_bytes), decode_image(apex_bytes)))
-    (face,) = watch("detect", lambda: finder.find(onset))
-    transform = similarity_transform(face.landmarks, spec.alignment, size)
-    crops = watch("align", lambda: [align(frame, transform, size) for frame in (onset, apex)])
-    total = watch("flow", lambda: compute_flow(*map(to_grey, crops), spec.flow))
-    flow, _ = watch("rigid", lambda: remove_rigid_motion(total))
-    image = watch("magnify", lambda: magnify(crops[0], flow, spec.magnification))
+    pairs = preprocessor.align_pair(onset, apex)
+    if not pairs:
+        raise SystemExit("there is no face in the onset")
+    pair = pairs[0]
+    for stage, milliseconds in pair.timings_ms.items():  # detect, align, flow
+        watch.seconds.setdefault(stage, []).append(milliseconds / 1e3)
+    image = watch("magnify", lambda: magnify(pair.onset, pair.flow, spec.magnification))
     arrays = watch(
-        "tensors", lambda: (image_tensor(image)[None], flow_tensor(flow, spec.normalisation)[None])
+        "tensors",
+        lambda: (image_tensor(image)[None], flow_tensor(pair.flow, spec.normalisation)[None]),
     )
     watch("infer", lambda: session.run(*arrays))
 
@@ -71,11 +75,14 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(arguments.threads)
     session = Session.open(arguments.model, threads=arguments.threads)
-    finder, pair = FaceFinder(), (arguments.onset.read_bytes(), arguments.apex.read_bytes())
-    run_pair(*pair, finder, session, Stopwatch())  # warm-up
+    preprocessor, pair = (
+        Preprocessor(session.spec),
+        (arguments.onset.read_bytes(), arguments.apex.read_bytes()),
+    )
+    run_pair(*pair, preprocessor, session, Stopwatch())  # warm-up
     watch = Stopwatch()
     for _ in range(arguments.runs):
-        run_pair(*pair, finder, session, watch)
+        run_pair(*pair, preprocessor, session, watch)
     medians = {stage: 1e3 * float(np.median(times)) for stage, times in watch.seconds.items()}
     whole = sum(medians.values())
     print(
