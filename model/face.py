@@ -218,7 +218,7 @@ def eye_centres(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Midway between the corners, because lids move. Convention: landmarks are (468, 2).
     """
-    return landmarks[[[33, 133], [362, 263]]].mean(axis=1)
+    return np.asarray(landmarks[[[33, 133], [362, 263]]].mean(axis=1), np.float32)
 
 
 def similarity_transform(
