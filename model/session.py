@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from model.errors import ModelError, ShapeError, SpecMismatch
+from model.errors import ModelError, ShapeError, SpecInvalid, SpecMismatch
+from model.flow import compute_flow
 from model.spec import ModelSpec, load_spec
 
 __all__ = ["SPEC_METADATA_KEY", "Session"]
@@ -43,11 +45,12 @@ class Session:
 
         `threads` is ONNX Runtime's intra-op count; 0 leaves the choice to it.
 
-        Raises: ModelNotFound, SpecInvalid, SpecMismatch (hash, metadata, or the names and
-        shapes of inputs and output do not fit the spec), ModelError (not an ONNX model that
-        runs here).
+        Raises: ModelNotFound, SpecInvalid (also for a flow that does not run), SpecMismatch
+        (hash, metadata, or the names, shapes and types of inputs and output do not fit the
+        spec), ModelError (not an ONNX model that runs here).
         """
         spec = load_spec(path)
+        _check_flow(spec, path.name)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -84,6 +87,17 @@ class Session:
             self.run(blank, blank)
 
 
+def _check_flow(spec: ModelSpec, name: str) -> None:
+    """Compute one flow: only the algorithm itself knows which of its parameters are valid."""
+    blank = np.zeros((spec.input_size, spec.input_size), np.uint8)
+    try:
+        compute_flow(blank, blank, spec.flow)
+    except (ValueError, TypeError, cv2.error) as error:
+        raise SpecInvalid(
+            f"the spec of {name} asks for a {spec.flow.algorithm} flow that does not run: {error}"
+        ) from None
+
+
 def _check(runtime: ort.InferenceSession, spec: ModelSpec, name: str) -> None:
     embedded = runtime.get_modelmeta().custom_metadata_map.get(SPEC_METADATA_KEY)
     if embedded is None:
@@ -91,13 +105,16 @@ def _check(runtime: ort.InferenceSession, spec: ModelSpec, name: str) -> None:
     if ModelSpec.from_json(embedded) != spec.embedded():
         raise SpecMismatch(f"the spec inside {name} differs from the one beside it")
     side = spec.input_size
-    shapes = {node.name: list(node.shape[1:]) for node in runtime.get_inputs()}
-    wanted = {key: [3, side, side] for key in _INPUTS}
-    if shapes != wanted:
-        raise SpecMismatch(f"{name} takes inputs {shapes}, its spec asks for {wanted}")
+    inputs = {node.name: (node.type, list(node.shape[1:])) for node in runtime.get_inputs()}
+    wanted = {key: ("tensor(float)", [3, side, side]) for key in _INPUTS}
+    if inputs != wanted:
+        raise SpecMismatch(f"{name} takes inputs {inputs}, its spec asks for {wanted}")
     outputs = {node.name: list(node.shape[1:]) for node in runtime.get_outputs()}
     if outputs != {_OUTPUT: [len(spec.classes)]}:
         raise SpecMismatch(f"{name} gives {outputs}, its spec names {len(spec.classes)} classes")
+    for node in (*runtime.get_inputs(), *runtime.get_outputs()):
+        if isinstance(node.shape[0], int):  # a name or None where any number will do
+            raise SpecMismatch(f"{name} fixes the batch of {node.name} to {node.shape[0]}")
 
 
 def _softmax(logits: FloatArray) -> FloatArray:

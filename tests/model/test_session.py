@@ -6,9 +6,9 @@ import onnx
 import pytest
 from tiny_model import GAIN, tiny_spec, write_tiny_model
 
-from model.errors import ModelError, ModelNotFound, ShapeError, SpecMismatch
+from model.errors import ModelError, ModelNotFound, ShapeError, SpecInvalid, SpecMismatch
 from model.session import Session
-from model.spec import ModelSpec, Score, file_sha256, load_spec, spec_path
+from model.spec import FlowMethod, ModelSpec, Score, file_sha256, load_spec, spec_path
 
 
 def resign(path: Path) -> None:
@@ -116,4 +116,47 @@ def test_inputs_of_another_size_than_the_spec_says_are_refused(tmp_path: Path) -
 def test_fewer_classes_than_outputs_are_refused(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path, tiny_spec(classes=("negative", "positive")))
     with pytest.raises(SpecMismatch, match="2 classes"):
+        Session.open(path)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        FlowMethod(algorithm="dis", parameters={"preset": "slow"}),
+        FlowMethod(algorithm="tvl1", parameters={"tau": "fast"}),
+        FlowMethod(algorithm="farneback", parameters={"poly_n": -1}),
+    ],
+    ids=lambda flow: flow.algorithm,
+)
+def test_flow_parameters_that_do_not_run_are_refused(tmp_path: Path, flow: FlowMethod) -> None:
+    path = write_tiny_model(tmp_path, tiny_spec(flow=flow))
+    with pytest.raises(SpecInvalid, match=f"tiny.onnx .* {flow.algorithm}"):
+        Session.open(path)
+
+
+def test_a_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    model = onnx.load(path)
+    for node in (*model.graph.input, *model.graph.output):
+        node.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    resign(path)
+    with pytest.raises(SpecMismatch, match="batch"):
+        Session.open(path)
+
+
+def test_a_model_that_takes_other_numbers_than_float32_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    model = onnx.load(path)
+    for value, user in zip(model.graph.input, (0, 1), strict=True):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        model.graph.node[user].input[0] = f"{value.name}32"
+    for value in model.graph.input:
+        cast = onnx.helper.make_node(
+            "Cast", [value.name], [f"{value.name}32"], to=onnx.TensorProto.FLOAT
+        )
+        model.graph.node.insert(0, cast)
+    onnx.save(model, path)
+    resign(path)
+    with pytest.raises(SpecMismatch, match="double"):
         Session.open(path)
