@@ -14,7 +14,7 @@ from service.batcher import OnBatch
 from service.engine import Engine
 from service.errors import add_error_handlers
 from service.routes import router
-from service.security import GuardMiddleware
+from service.security import GuardMiddleware, HeadersMiddleware
 from service.settings import MAX_PAIRS, Settings
 from service.telemetry import Telemetry, TelemetryMiddleware
 
@@ -70,5 +70,6 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
     app.include_router(router)
     add_error_handlers(app, settings.retry_after_s)
     app.add_middleware(GuardMiddleware, settings=settings)
-    app.add_middleware(TelemetryMiddleware, telemetry=telemetry, settings=settings)  # outermost
+    app.add_middleware(TelemetryMiddleware, telemetry=telemetry, settings=settings)
+    app.add_middleware(HeadersMiddleware)  # the last added is the outermost
     return app

@@ -35,6 +35,8 @@ router = APIRouter()
 
 _CLIPS = {"clip", "frames", "fps", "onset_frame", "apex_frame"}
 _FIELDS = {"onset", "apex", "model", "faces", "explain"}
+_NAME_SHOWN = 64
+"""Characters of an unknown field's name that its fault repeats."""
 _PREDICTION_EXAMPLE = {
     "request_id": "9b2f0a3c5d7e4f60a1b2c3d4e5f60718",
     "model": {"name": "mfdan-synthetic", "version": "1", "sha256": "0d06" * 16},
@@ -150,7 +152,7 @@ async def _parts(request: Request) -> list[tuple[str, Part | str]]:
 def _check_fields(parts: list[tuple[str, Part | str]], repeatable: set[str]) -> None:
     """Refuse what FastAPI would silently drop. Raises: FieldsInvalid."""
     names = [name for name, _ in parts]
-    faults = [FieldFault(field=name, message=_unknown(name)) for name in {*names} - _FIELDS]
+    faults = [FieldFault(field=_shown(name), message=_unknown(name)) for name in {*names} - _FIELDS]
     faults += [
         FieldFault(field=name, message="is given more than once")
         for name in sorted(_FIELDS - repeatable)
@@ -163,6 +165,11 @@ def _check_fields(parts: list[tuple[str, Part | str]], repeatable: set[str]) -> 
     ]
     if faults:
         raise FieldsInvalid(*sorted(faults, key=lambda fault: fault.field))
+
+
+def _shown(name: str) -> str:
+    """Return the beginning of a name as text that JSON can hold: a caller made it up."""
+    return name[:_NAME_SHOWN].encode(errors="backslashreplace").decode()
 
 
 def _unknown(name: str) -> str:
@@ -197,7 +204,7 @@ async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     BMP. No face is a normal answer with `faces: []`; when nothing moved, the face's answer
     abstains with the reason `no_movement`.
     """
-    upload = Upload(await onset.read(), await apex.read())
+    upload = Upload(await _taken(onset), await _taken(apex))
     answer = await _unless_gone(request, engine.predict(upload, options))
     prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)
@@ -242,7 +249,7 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - FastAPI injects them by nam
         message = f"there are {len(onset)} onset and {len(apex)} apex frames"
         raise FieldsInvalid(FieldFault(field="apex", message=message))
     uploads = [
-        Upload(await first.read(), await second.read())
+        Upload(await _taken(first), await _taken(second))
         for first, second in zip(onset, apex, strict=True)
     ]
     answers = await _unless_gone(request, engine.predict_many(uploads, options))
@@ -250,6 +257,13 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - FastAPI injects them by nam
         request_id=request_id,
         results=tuple(_result(answer, request_id, telemetry) for answer in answers),
     )
+
+
+async def _taken(part: UploadFile) -> bytes:
+    """Read a part of the form and free its buffer, which would else live as long as the request."""
+    data = await part.read()
+    await part.close()
+    return data
 
 
 def _result(

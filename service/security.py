@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import problem_of, problem_response
 from service.settings import Settings
 
-__all__ = ["GuardMiddleware"]
+__all__ = ["GuardMiddleware", "HeadersMiddleware"]
 
 _PREDICT = "/predict"
 _BATCH = "/predict/batch"
@@ -32,8 +32,27 @@ _HEADERS = {
 }
 
 
+class HeadersMiddleware:
+    """Adds the protective headers to every answer, so it must be the outermost."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on; its answer gets the headers."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
 class GuardMiddleware:
-    """Caps body size, upload time and concurrent predictions; adds protective headers."""
+    """Caps body size, upload time and concurrent predictions."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -46,19 +65,12 @@ class GuardMiddleware:
             await self._app(scope, receive, send)
             return
 
-        async def guarded_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
         if not scope["path"].startswith(_PREDICT):
-            await self._limited(scope, receive, guarded_send, _SMALL_BODY_BYTES)
+            await self._limited(scope, receive, send, _SMALL_BODY_BYTES)
             return
         if self._predictions >= self._settings.max_requests:
             full = HTTPException(429, "As many predictions are under way as may be.")
-            await self._refuse(full, scope, receive, guarded_send)
+            await self._refuse(full, scope, receive, send)
             return
         cap = (
             self._settings.max_body_bytes
@@ -67,7 +79,7 @@ class GuardMiddleware:
         )
         self._predictions += 1
         try:
-            await self._limited(scope, receive, guarded_send, cap)
+            await self._limited(scope, receive, send, cap)
         finally:
             self._predictions -= 1
 

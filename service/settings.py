@@ -20,6 +20,9 @@ MAX_PAIRS = 16
 
 _PACKAGED_MODELS = Path(model.__path__[0]) / "weights"
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_MAX_PIXELS = 89_000_000
+"""Above 89.5 million pixels Pillow warns, above twice that it refuses; its words know nothing of
+our limit."""
 _FORM_OVERHEAD_BYTES = 64 * 2**10
 """Boundaries, part headers and the short fields of a form."""
 
@@ -71,7 +74,7 @@ class Settings(BaseSettings):
 
     max_image_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 10 * 2**20
     """Largest picture as uploaded, bytes."""
-    max_image_pixels: Annotated[int, Field(ge=1024, le=2**30)] = 25_000_000
+    max_image_pixels: Annotated[int, Field(ge=1024, le=_MAX_PIXELS)] = 25_000_000
     """Largest picture as decoded, pixels."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**32)] = 64 * 2**20
     """Largest request body of a batch, bytes; a single pair may hold two pictures."""

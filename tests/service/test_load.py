@@ -1,6 +1,7 @@
 """What a caller meets when the service is full, late, shutting down, or the caller leaves."""
 
 import asyncio
+import pkgutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,16 +59,30 @@ def test_a_late_answer_is_504(serve: Serve, held: HeldSession, pictures: Picture
         held.may_go.set()
 
 
+@pytest.mark.parametrize(
+    "stage",
+    ["service.engine.decode_image", "model.pipeline.compute_flow", "model.session._softmax"],
+)
 def test_the_event_loop_answers_while_pictures_are_worked_on(
-    serve: Serve, held: HeldSession, pictures: Pictures
+    serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    with serve(held) as client, ThreadPoolExecutor(1) as pool:
+    """One stage of each thread, and the first one, is held."""
+    work = pkgutil.resolve_name(stage)
+    working, may_go = threading.Event(), threading.Event()
+
+    def hold(*given: object) -> object:
+        working.set()
+        assert may_go.wait(5)  # on the loop nobody could let it go
+        return work(*given)
+
+    with serve() as client, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(stage, hold)
         first = pool.submit(client.post, "/predict", files=pictures.pair)
-        assert held.started.wait(20)
+        assert working.wait(20)
         assert client.get("/health/live").json() == {"status": "live"}
         assert client.get("/health/ready").json() == {"status": "ready"}
-        held.may_go.set()
-        first.result()
+        may_go.set()
+        assert first.result().status_code == 200
 
 
 def test_before_the_model_is_warm_predictions_are_503(

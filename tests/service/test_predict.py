@@ -223,6 +223,33 @@ def test_an_unknown_field_is_422(client: TestClient, pictures: Pictures) -> None
     assert body["errors"] == [{"field": "colour", "message": "is not a field of this form"}]
 
 
+def test_a_long_unknown_name_is_told_by_its_beginning(client: TestClient) -> None:
+    response = client.post("/predict", files={"größe" + "x" * 2000: b"1"})
+    body = assert_problem(response, 422, "invalid_fields")
+    assert [fault["field"] for fault in body["errors"]] == ["größe" + "x" * 59]
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        ("unicode_escape", rb"\ud800"),
+        ("raw_unicode_escape", rb"\ud800"),
+        ("utf-7", b"+2AA-"),
+        ("utf-16-le", b"\x00\xd8"),
+        ("undefined", b"colour"),
+        ("zlib", b"colour"),
+    ],
+)
+def test_a_name_in_an_odd_charset_is_the_callers_fault(
+    client: TestClient, charset: str, name: bytes
+) -> None:
+    part = b'Content-Disposition: form-data; name="' + name + b'"\r\n\r\n1\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = client.post("/predict", content=b"--b\r\n" + part + b"--b--\r\n", headers=headers)
+    assert response.status_code in {400, 422}, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+
+
 @pytest.mark.parametrize("field", ["clip", "frames"])
 def test_a_clip_is_422_and_told_why(client: TestClient, pictures: Pictures, field: str) -> None:
     response = client.post("/predict", files={field: pictures.onset})

@@ -1,9 +1,11 @@
 """Body caps, slow uploads, disk, headers."""
 
 import asyncio
+import gc
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
-from serving import MakeSettings, Pictures, Serve, async_client, encode
+from serving import HeldSession, MakeSettings, Pictures, Serve, async_client, encode
+from starlette.datastructures import UploadFile
 
 from service.app import create_app
 
@@ -107,6 +110,20 @@ def test_an_upload_never_touches_the_disk(client: TestClient, opened: Opened) ->
     assert opened.paths == []
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_an_upload_is_held_once_while_it_is_worked_on(
+    serve: Serve, held: HeldSession, pictures: Pictures, path: str
+) -> None:
+    """The form's own buffers are freed once their parts are read."""
+    with serve(held) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, path, files=pictures.pair)
+        assert held.started.wait(20)
+        parts = [part for part in gc.get_objects() if isinstance(part, UploadFile)]
+        assert [part.filename for part in parts if not part.file.closed] == []
+        held.may_go.set()
+        assert first.result().status_code == 200
+
+
 def test_the_watch_over_the_disk_would_notice(opened: Opened, tmp_path: Path) -> None:
     opened.watching = True
     with tempfile.SpooledTemporaryFile(max_size=10, dir=tmp_path) as spool:
@@ -116,9 +133,19 @@ def test_the_watch_over_the_disk_would_notice(opened: Opened, tmp_path: Path) ->
     opened.paths.clear()
 
 
-def test_every_answer_carries_protective_headers(client: TestClient) -> None:
-    for path in ("/models", "/docs", "/nothing"):
-        headers = client.get(path).headers
+def test_every_answer_carries_protective_headers(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    def fail(*_given: object) -> None:
+        raise ZeroDivisionError
+
+    held.run = fail
+    with serve(held) as client:
+        answers = [client.get(path) for path in ("/models", "/docs", "/nothing")]
+        answers.append(client.get("/models", headers={"content-length": "70000"}))
+        answers.append(client.post("/predict", files=pictures.pair))
+    assert [answer.status_code for answer in answers] == [200, 200, 404, 413, 500]
+    for headers in (answer.headers for answer in answers):
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
         assert "default-src 'self'" in headers["content-security-policy"]

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 import model
@@ -62,3 +63,8 @@ def test_the_quota_of_a_container_bounds_the_cores(tmp_path: Path) -> None:
 def test_every_setting_says_what_it_does() -> None:
     described = {name: field.description for name, field in Settings.model_fields.items()}
     assert [name for name, text in described.items() if not text] == []
+
+
+def test_no_picture_that_may_be_taken_meets_a_limit_of_pillow() -> None:
+    with pytest.raises(ValidationError):
+        Settings(max_image_pixels=Image.MAX_IMAGE_PIXELS + 1)
