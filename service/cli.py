@@ -17,6 +17,7 @@ import onnxruntime as ort
 import typer
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.table import Table
 
@@ -114,9 +115,12 @@ def predict(
 def models() -> None:
     """List the models of the models folder."""
     settings = _settings()
+    paths = sorted(settings.models_dir.glob("*.onnx"))
+    if not paths:
+        raise _failed(f"no *.onnx file in {settings.models_dir}")
     table = Table("name", "version", "classes", "licence", "trained on", "SHA-256")
     try:
-        for path in sorted(settings.models_dir.glob("*.onnx")):
+        for path in paths:
             spec = load_spec(path)
             origin = spec.provenance
             table.add_row(
@@ -155,6 +159,8 @@ def _settings(**given: Any) -> Settings:  # noqa: ANN401 - pydantic checks
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         raise _failed(f"settings: {faults}", status=2) from None
+    except SettingsError as error:  # a list in the environment that is not JSON
+        raise _failed(f"settings: {error}; write lists as [1, 2]", status=2) from None
 
 
 def _sessions(settings: Settings) -> dict[str, Session]:
@@ -274,7 +280,8 @@ def _open_model(path: Path, settings: Settings) -> str:
     if settings.device == "cuda" and session.provider != "CUDAExecutionProvider":
         raise ModelError(f"a GPU was asked for, but the model runs on {session.provider}")
     spec = session.spec
-    return f"{spec.name} {spec.version}, hash as in its spec, {session.provider}"
+    sha256 = spec.onnx_sha256[:12]
+    return f"{spec.name} {spec.version}, SHA-256 {sha256}… as in its spec, {session.provider}"
 
 
 def _versions() -> Iterator[str]:

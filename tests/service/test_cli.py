@@ -6,7 +6,7 @@ from serving import Pictures
 from tiny_model import tiny_spec, write_tiny_model
 from typer.testing import CliRunner, Result
 
-from model.spec import spec_path
+from model.spec import FlowMethod, load_spec, spec_path
 from service.cli import app
 
 
@@ -85,12 +85,42 @@ def test_models_are_listed() -> None:
         assert words in result.output
 
 
-def test_doctor_finds_nothing_wrong_with_a_sound_installation() -> None:
+def test_models_says_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path / "nowhere"))
+    result = run("models")
+    assert result.exit_code == 1
+    assert "no *.onnx file" in result.stderr
+
+
+def test_doctor_finds_nothing_wrong_with_a_sound_installation(models_dir: Path) -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    for words in ("onnxruntime", "CPUExecutionProvider", "CUDA", "hash as in its spec", "cores"):
+    sha256 = load_spec(models_dir / "tiny.onnx").onnx_sha256[:12]
+    for words in ("onnxruntime", "CPUExecutionProvider", "CUDA", f"SHA-256 {sha256}", "cores"):
         assert words in result.output
     assert "wrong" not in result.output
+
+
+@pytest.mark.parametrize("command", ["doctor", "models", "serve"])
+def test_a_setting_that_cannot_be_read_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MFDAN_BATCH_SIZES", "1,2")
+    result = run(command)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mfdan: settings: ")
+    assert "batch_sizes" in result.stderr
+
+
+def test_doctor_finds_flow_parameters_that_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
+    flow = FlowMethod(algorithm="dis", parameters={"preset": "slow"})
+    write_tiny_model(tmp_path, tiny_spec(flow=flow))
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "slow" in result.output
 
 
 def test_doctor_finds_a_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
