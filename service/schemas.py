@@ -56,7 +56,7 @@ class Box(_Schema):
 
 
 class Motion(_Schema):
-    """How far the face moved from onset to apex, in pixels of the 224-pixel crop."""
+    """How far the face moved from onset to apex, in pixels of the model's aligned crop."""
 
     mean_px: Pixels
     """Mean motion of the face, the head's own motion removed."""

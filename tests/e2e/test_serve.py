@@ -15,8 +15,10 @@ from tiny_model import write_tiny_model
 
 from service.settings import Settings
 
-READY_WITHIN_S = 3.0
-"""Of processor time, so that whatever else the machine does has no say."""
+READY_WITHIN_CPU_S = 3.0
+"""Processor time of all threads, from the start of the process until it is ready. It stands for
+the time on the clock, which these tests do not assert: on an idle machine of one core it is no
+less, on a loaded machine it says nothing of the process. A start that sleeps would pass."""
 BUNDLED = Settings().models_dir
 
 
@@ -59,11 +61,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_process_gets_ready_answers_and_stops_at_a_signal(folder: Path) -> None:
+def test_a_process_is_ready_within_its_processor_time_answers_and_stops_at_a_signal(
+    folder: Path,
+) -> None:
     pictures = Pictures()
     with serving_process(folder) as (process, url):
         wait_for(lambda: is_ready(url))
-        assert metric(url, "mfdan_process_cpu_seconds_total") < READY_WITHIN_S
+        assert metric(url, "mfdan_process_cpu_seconds_total") < READY_WITHIN_CPU_S
         body = httpx2.post(f"{url}/predict", files=pictures.pair).json()
         assert len(body["faces"]) == 1
         process.send_signal(signal.SIGTERM)
@@ -74,12 +78,11 @@ def test_a_process_gets_ready_answers_and_stops_at_a_signal(folder: Path) -> Non
     assert body["request_id"] in out
 
 
-@pytest.mark.skipif(not list(BUNDLED.glob("*.onnx")), reason="no model is bundled yet")
-def test_the_bundled_model_is_ready_within_three_seconds_and_abstains_on_one_frame() -> None:
+def test_the_bundled_model_is_ready_within_its_processor_time_and_abstains_on_one_frame() -> None:
     pictures = Pictures()
     with serving_process(BUNDLED) as (_, url):
         wait_for(lambda: is_ready(url))
-        assert metric(url, "mfdan_process_cpu_seconds_total") < READY_WITHIN_S
+        assert metric(url, "mfdan_process_cpu_seconds_total") < READY_WITHIN_CPU_S
         files = {"onset": pictures.onset, "apex": pictures.onset}
         (face,) = httpx2.post(f"{url}/predict", files=files).json()["faces"]
         assert face["reason"] == "no_movement"
