@@ -70,9 +70,8 @@ def decode_image(data: bytes, limits: Limits = _DEFAULT_LIMITS) -> NDArray[np.ui
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             _check_size(picture, limits)
-            orientation = _orientation(picture)
-            picture.load()
-            return np.array(_upright(_to_rgb(picture), orientation))
+            picture.load()  # first: reading a PNG's metadata would load it and hide its faults
+            return np.array(_upright(_to_rgb(picture), _orientation(picture)))
     except InputError:
         raise
     except UnidentifiedImageError:

@@ -121,6 +121,15 @@ def test_a_truncated_picture_is_broken_never_half_grey(kind: str) -> None:
         decode_image(data[: len(data) * 2 // 3])
 
 
+def test_a_png_with_a_flipped_byte_among_its_pixels_is_broken() -> None:
+    data = bytearray(
+        encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), "PNG")
+    )
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(BrokenImage):
+        decode_image(bytes(data))
+
+
 def test_too_many_bytes_are_refused_before_parsing() -> None:
     with pytest.raises(ImageTooLarge, match="bytes"):
         decode_image(b"not even a picture", Limits(max_bytes=4))
