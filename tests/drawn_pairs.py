@@ -1,7 +1,9 @@
 """Pairs of drawn faces, written as a pairs folder holds them, and a run of the smallest size."""
 
 import csv
-from dataclasses import asdict
+import json
+import subprocess
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -29,6 +31,21 @@ TINY = RunConfig(
     val_fraction=0.2,
     test_fraction=0.2,
 )
+
+
+def as_toml(config: RunConfig) -> str:
+    """Write a config as `--config` reads it; JSON's values are TOML's but for the tables."""
+    return "".join(
+        f"{key} = {_value(entry)}\n" for key, entry in json.loads(config.to_json()).items()
+    )
+
+
+def _value(entry: object) -> str:
+    if isinstance(entry, dict):
+        return "{" + ", ".join(f"{key} = {_value(value)}" for key, value in entry.items()) + "}"
+    return json.dumps(entry)
+
+
 MOVES: dict[str, dict[str, float]] = {
     "negative": {"brow_lift": -4.0},
     "positive": {"smile": 6.0},
@@ -67,3 +84,13 @@ def draw_pair(folder: Path, subject: int, label: str) -> Pair:
         onset=names[0],
         apex=names[1],
     )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `mfdan-train fit` did, stopped once by Ctrl-C and started again."""
+
+    folder: Path
+    config: RunConfig
+    stopped: subprocess.CompletedProcess[str]
+    resumed: subprocess.CompletedProcess[str]

@@ -3,6 +3,7 @@
 import typer
 
 from training.commands import calibrate, evaluate, export, fit, prepare
+from training.faults import told_in_one_line
 from training.synthesis import synth
 
 app = typer.Typer(
@@ -18,9 +19,5 @@ def main() -> None:
     """Make synthetic pairs, train MFDAN, export it to ONNX."""
 
 
-app.command()(synth)
-app.command()(prepare)
-app.command()(fit)
-app.command()(export)
-app.command()(calibrate)
-app.command()(evaluate)
+for command in (synth, prepare, fit, export, calibrate, evaluate):
+    app.command()(told_in_one_line()(command))

@@ -68,6 +68,9 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     from training.config import load_config
     from training.fitting import fit_pairs_folder
 
+    if steps is not None and minutes is not None:
+        raise typer.BadParameter("--steps and --minutes both fix the steps: give one of them")
+
     done = fit_pairs_folder(
         load_config(config, {"steps": steps, "seed": seed}),
         pairs,
@@ -102,16 +105,14 @@ def export(
 def calibrate(
     model: ModelOption,
     pairs: PairsOption,
-    config: ConfigOption = _DEFAULT_CONFIG,
     split: SplitOption = "val",
 ) -> None:
     """Choose the motion gate and the abstention threshold; store them in the model."""
-    from training.config import load_config
     from training.evaluate import answer_folder, rewrite_gates
     from training.evaluate import calibrate as choose
 
     console = Console()
-    spec, answers = answer_folder(model, pairs, load_config(config), split, console)
+    spec, answers = answer_folder(model, pairs, split, console)
     chosen = choose(answers, spec)
     rewrite_gates(model, spec, chosen)
     console.print(f"motion gate {chosen.motion_gate_px:.3f} px")
@@ -125,22 +126,19 @@ def calibrate(
 def evaluate(
     model: ModelOption,
     pairs: PairsOption,
-    *,
-    config: ConfigOption = _DEFAULT_CONFIG,
     split: SplitOption = "test",
+    *,
     write_spec: Annotated[
         bool, typer.Option("--write-spec", help="Store the scores beside the model.")
     ] = False,
 ) -> None:
     """Score a model, as it is served, on identities that training never saw."""
-    from training.config import load_config
     from training.evaluate import answer_folder, protocol, write_scores
     from training.evaluate import evaluate as score
 
     console = Console()
-    run_config = load_config(config)
-    spec, answers = answer_folder(model, pairs, run_config, split, console)
-    result = score(answers, spec, protocol(run_config, split, pairs))
+    spec, answers = answer_folder(model, pairs, split, console)
+    result = score(answers, spec, protocol(spec, split, pairs))
     table = Table("score", "value", "95 % interval over identities", "pairs")
     for entry in result.scores:
         table.add_row(

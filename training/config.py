@@ -6,11 +6,12 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from model.network import MfdanConfig
 from model.spec import DEFAULT_FLOW, Alignment, FlowMethod, ModelSpec, Normalisation, Provenance
+from training.data.pairs import Holdout
 
 __all__ = ["RunConfig", "load_config"]
 
@@ -39,7 +40,7 @@ class RunConfig:
     flow: FlowMethod = DEFAULT_FLOW
     normalisation: Normalisation = field(default_factory=Normalisation)
     magnification: float = Field(default=4.0, ge=0)
-    """α outside training: the spec's."""
+    """α outside training: the spec's. Ours: the paper gives no value."""
     network: MfdanConfig = field(default_factory=MfdanConfig)
 
     split_seed: int = 1
@@ -113,8 +114,16 @@ class RunConfig:
                 licence=self.licence,
                 training_commit=training_commit,
                 seed=self.seed,
+                split_seed=self.split_seed,
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
             ),
         )
+
+    @property
+    def holdout(self) -> Holdout:
+        """Who is kept from training."""
+        return Holdout(seed=self.split_seed, val=self.val_fraction, test=self.test_fraction)
 
     def to_json(self) -> str:
         """Return the config as indented JSON, ending in a newline."""
@@ -123,7 +132,10 @@ class RunConfig:
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":
         """Parse what `to_json` wrote. Raises: ValueError."""
-        return _ADAPTER.validate_json(text)
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            raise ValueError(f"not a run's config: {_faults(error)}") from None
 
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -134,6 +146,19 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
 
     Raises: FileNotFoundError, ValueError (bad TOML, unknown or bad fields).
     """
-    document = tomllib.loads(path.read_text())
-    document |= {key: value for key, value in (overrides or {}).items() if value is not None}
-    return _ADAPTER.validate_python(document)
+    try:
+        document = tomllib.loads(path.read_text())
+        document |= {key: value for key, value in (overrides or {}).items() if value is not None}
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_faults(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _faults(error: ValidationError) -> str:
+    """Name each bad field, on one line."""
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+        for fault in error.errors()
+    )

@@ -14,9 +14,8 @@ from rich.progress import track
 from model.pipeline import Verdict, judge, network_inputs
 from model.session import Session
 from model.spec import ModelSpec, Score, spec_path
-from training.config import RunConfig
 from training.data.dataset import rows_of
-from training.data.pairs import NOTHING, SYNTH_NOTE, Split
+from training.data.pairs import NOTHING, SYNTH_NOTE, Holdout, Split
 from training.data.prepare import Prepared, PreparedRow
 from training.files import write_text_atomically
 from training.fitting import prepare_pairs_folder
@@ -31,6 +30,7 @@ __all__ = [
     "answer_folder",
     "calibrate",
     "evaluate",
+    "holdout_of",
     "largest_threshold",
     "protocol",
     "rewrite_gates",
@@ -62,16 +62,31 @@ class Answer:
         return judge(spec, self.probabilities, self.row.motion)
 
 
-def answer_folder(
-    model: Path, pairs: Path, config: RunConfig, split: Split, console: Console
-) -> tuple[ModelSpec, list[Answer]]:
-    """Have the served model answer a split of a pairs folder; `config` says who is in it.
+def holdout_of(spec: ModelSpec) -> Holdout:
+    """Return who was kept from training. Raises: ValueError if the spec does not say."""
+    made = spec.provenance
+    if made.split_seed is None or made.val_fraction is None or made.test_fraction is None:
+        raise ValueError(
+            f"the spec of {spec.name} does not say who was held out from its training "
+            "(provenance: split_seed, val_fraction, test_fraction); export its run again"
+        )
+    return Holdout(seed=made.split_seed, val=made.val_fraction, test=made.test_fraction)
 
-    Raises: ModelError, ValueError.
+
+def answer_folder(
+    model: Path, pairs: Path, split: Split, console: Console
+) -> tuple[ModelSpec, list[Answer]]:
+    """Have the served model answer a split of a pairs folder; its spec says who is in it.
+
+    Pairs labelled neither a class nor `none` are left out. Raises: ModelError, ValueError.
     """
     session = Session.open(model)
-    prepared = prepare_pairs_folder(session.spec, pairs, 0, console)
-    return session.spec, answer(session, prepared, rows_of(prepared, config, split), console)
+    spec = session.spec
+    holdout = holdout_of(spec)
+    prepared = prepare_pairs_folder(spec, pairs, 0, console)
+    known = {*spec.classes, NOTHING}
+    rows = [row for row in rows_of(prepared, holdout, split) if row.pair.label in known]
+    return spec, answer(session, prepared, rows, console)
 
 
 def answer(
@@ -87,12 +102,17 @@ def answer(
     return answers
 
 
-def protocol(config: RunConfig, split: Split, pairs: Path) -> str:
-    """Say how a score of `evaluate` on a pairs folder was measured."""
+def protocol(spec: ModelSpec, split: Split, pairs: Path) -> str:
+    """Say how a score of `evaluate` on a pairs folder was measured. Raises: ValueError."""
+    holdout = holdout_of(spec)
+    shares = {"val": holdout.val, "test": holdout.test}
+    shares["train"] = 1 - sum(shares.values())
+    trained = "trained on" if split == "train" else "never trained on"
     return (
-        f"{_origin(pairs)}, identities of the {split} split (hash of the identity, seed "
-        f"{config.split_seed}), never trained on; last step of one run, seed {config.seed}; 95 % "
-        f"bootstrap interval over identities; `mfdan-train evaluate --split {split}`"
+        f"{_origin(pairs)}, identities of the {split} split ({shares[split]:.3g} of them, by "
+        f"a hash of the identity, seed {holdout.seed}), {trained}; last step of one run, seed "
+        f"{spec.provenance.seed}; 95 % bootstrap interval over identities; "
+        f"`mfdan-train evaluate --model FILE --pairs DIR --split {split}`"
     )
 
 
@@ -103,7 +123,7 @@ def _origin(pairs: Path) -> str:
         return "pairs of the user's own"
     made = json.loads(note.read_text())
     moves = "measured blendshapes" if made["blendshapes_sha256"] else "mfdan's own table"
-    return f"synthetic pairs (`mfdan-train synth --seed {made['seed']}`, moved by {moves})"
+    return f"synthetic pairs (`mfdan-train synth`, seed {made['seed']}, moved by {moves})"
 
 
 @dataclass(frozen=True, slots=True)

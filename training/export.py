@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.errors import MfdanError
 from model.network import Mfdan
 from model.spec import ModelSpec
 from training.loop import CHECKPOINT, Run
@@ -24,7 +25,7 @@ _TOLERANCE = 1e-4
 _BATCHES = (1, 3, 8)
 
 
-class ParityError(RuntimeError):
+class ParityError(MfdanError):
     """The exported graph does not compute what the torch network computes."""
 
 
@@ -47,7 +48,7 @@ def export_run(
 ) -> Exported:
     """Export the averaged weights of a run's last checkpoint.
 
-    Raises: FileNotFoundError, ParityError (nothing is written then).
+    Raises: FileNotFoundError, ValueError, ParityError (nothing is written then).
     """
     run = Run.load(run_folder / CHECKPOINT)
     spec = run.config.spec(run.commit)

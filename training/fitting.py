@@ -73,6 +73,8 @@ def _within(
         return replace(config, steps=RunConfig.from_json(begun.read_text()).steps)
     seconds = time_step(config, prepared)
     steps = int(minutes * 60 * (1 - _EVALUATION_SHARE) / seconds)
+    if steps < 1:
+        raise ValueError(f"{minutes:g} minutes are too few: a step takes {seconds:.2f} s")
     console.print(f"{seconds:.2f} s a step: {steps} steps in {minutes:g} minutes")
     return replace(config, steps=steps)
 

@@ -149,19 +149,33 @@ class Run:
     def load(cls, path: Path, config: RunConfig | None = None) -> "Run":
         """Read a checkpoint, to go on under `config` (its own when None).
 
-        Raises: FileNotFoundError; ValueError if `config` differs where it must not.
+        Raises: FileNotFoundError; ValueError if the file is no checkpoint, or if `config` differs
+        where it must not.
         """
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        saved = RunConfig.from_json(state["config"])
-        if config is not None:
-            _check_same(saved, config)
-        run = cls(config or saved)
-        run.step, run.commit = state["step"], state["commit"]
-        run.network.load_state_dict(state["network"])
-        run.average = state["average"]
-        run.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
+        state = _read(path)
+        try:
+            saved = RunConfig.from_json(state["config"])
+            if config is not None:
+                _check_same(saved, config)
+            run = cls(config or saved)
+            run.step, run.commit = state["step"], state["commit"]
+            run.network.load_state_dict(state["network"])
+            run.average = state["average"]
+            run.optimiser.load_state_dict(state["optimiser"])
+            torch.set_rng_state(state["random"])
+        except (KeyError, RuntimeError, TypeError) as fault:
+            raise ValueError(f"{path} is not a checkpoint that `fit` wrote") from fault
         return run
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except OSError:
+        raise
+    except Exception as fault:  # torch's reader raises whatever the bytes lead it to
+        raise ValueError(f"{path} is damaged, or no checkpoint") from fault
+    return state
 
 
 def _check_same(saved: RunConfig, config: RunConfig) -> None:
@@ -219,9 +233,10 @@ def fit(
         torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)  # torch has the cores
     torch.use_deterministic_algorithms(mode=True)
-    train = TrainingPairs(prepared, rows_of(prepared, config, "train"), config)
+    train = TrainingPairs(prepared, rows_of(prepared, config.holdout, "train"), config)
     held_out = _spread(
-        EvaluationPairs(prepared, rows_of(prepared, config, "val"), config), config.evaluate_pairs
+        EvaluationPairs(prepared, rows_of(prepared, config.holdout, "val"), config),
+        config.evaluate_pairs,
     )
     started = time.perf_counter()
     for image, flow, labels in training_loader(train, config, run.step, config.steps):
@@ -254,7 +269,7 @@ def _spread(pairs: EvaluationPairs, most: int) -> EvaluationPairs:
 def time_step(config: RunConfig, prepared: Prepared, steps: int = 8) -> float:
     """Return the median seconds of a training step here and now, on a throw-away run."""
     run = Run(replace(config, steps=max(steps, config.steps)))
-    pairs = TrainingPairs(prepared, rows_of(prepared, config, "train"), config)
+    pairs = TrainingPairs(prepared, rows_of(prepared, config.holdout, "train"), config)
     durations = []
     started = time.perf_counter()
     for batch in training_loader(pairs, config, 0, steps):

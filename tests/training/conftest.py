@@ -1,9 +1,14 @@
 """A real, tiny pairs folder of drawn faces, prepared by the code that prepares real ones."""
 
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from drawn_pairs import MOVES, PEOPLE, TINY, draw_pair, write_rows
+from drawn_pairs import MOVES, PEOPLE, TINY, Fitted, as_toml, draw_pair, write_rows
 
 from training.config import RunConfig
 from training.data.prepare import Prepared, prepare
@@ -25,3 +30,26 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(pairs_folder: Path, tiny_config: RunConfig) -> Prepared:
     return prepare(pairs_folder, tiny_config.spec(), workers=1)
+
+
+@pytest.fixture(scope="session")
+def fitted(
+    pairs_folder: Path, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
+) -> Fitted:
+    assert prepared.rows
+    folder = tmp_path_factory.mktemp("fit")
+    config = replace(TINY, steps=40, evaluate_every=40, checkpoint_every=40)
+    (folder / "tiny.toml").write_text(as_toml(config))
+    run = folder / "run"
+    command = [sys.executable, "-c", "from training.cli import app; app()", "fit"]
+    command += ["--pairs", str(pairs_folder), "--out", str(run)]
+    command += ["--config", str(folder / "tiny.toml")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:  # noqa: S603 - our own command
+        while not (run / "config.json").is_file() and process.poll() is None:
+            time.sleep(0.01)  # written just before the first step
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    stopped = subprocess.CompletedProcess(command, process.returncode, out, err)
+    resumed = subprocess.run(command, timeout=300, check=False, **pipes)  # noqa: S603 - likewise
+    return Fitted(run, config, stopped, resumed)

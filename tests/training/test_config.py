@@ -2,9 +2,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from drawn_pairs import TINY, as_toml
 
 import training
 from training.config import RunConfig, load_config
+from training.data.pairs import Holdout
+from training.evaluate import holdout_of
 from training.loop import learning_rate
 
 CONFIGS = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
@@ -30,6 +33,16 @@ def test_overrides_replace_fields_unless_they_are_none() -> None:
     assert config == replace(load_config(path), steps=7)
 
 
+def test_toml_gives_the_same_config_back(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(as_toml(TINY))
+    assert load_config(tmp_path / "tiny.toml") == TINY
+
+
+def test_the_spec_says_who_is_held_out(tiny_config: RunConfig) -> None:
+    config = replace(tiny_config, split_seed=5, val_fraction=0.25, test_fraction=0.5)
+    assert holdout_of(config.spec()) == config.holdout == Holdout(seed=5, val=0.25, test=0.5)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -47,8 +60,10 @@ def test_a_bad_config_is_refused_with_its_field_named(
 ) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(f'data = "d"\nlicence = "l"\n{line}\n')
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=complaint) as refusal:
         load_config(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(

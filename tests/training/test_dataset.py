@@ -23,7 +23,7 @@ from training.data.prepare import Prepared
 def test_no_person_is_in_two_splits_and_none_is_lost(
     prepared: Prepared, tiny_config: RunConfig
 ) -> None:
-    splits = [rows_of(prepared, tiny_config, name) for name in ("train", "val", "test")]
+    splits = [rows_of(prepared, tiny_config.holdout, name) for name in ("train", "val", "test")]
     people = [{row.pair.person for row in rows} for rows in splits]
     assert all(people)
     assert sum(map(len, people)) == len(set.union(*people))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_pairs import TINY
+from drawn_pairs import PEOPLE, TINY, draw_pair, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from tiny_model import tiny_spec, write_tiny_model
 from typer.testing import CliRunner
 
@@ -14,10 +15,12 @@ from model.pipeline import Motion
 from model.session import Session
 from model.spec import load_spec
 from training.cli import app
+from training.config import RunConfig
 from training.data.pairs import Pair
 from training.data.prepare import PreparedRow
 from training.evaluate import (
     Answer,
+    answer_folder,
     calibrate,
     evaluate,
     largest_threshold,
@@ -110,36 +113,81 @@ def test_new_gates_give_a_model_that_still_fits_its_spec(tmp_path: Path) -> None
     assert spec.onnx_sha256 != before.onnx_sha256
 
 
+def write_model_of(folder: Path, config: RunConfig) -> Path:
+    """Write the tiny model as if a run had made it; it reads the pairs prepared for TINY."""
+    spec = config.spec()
+    return write_tiny_model(
+        folder,
+        tiny_spec(
+            input_size=spec.input_size,
+            flow=spec.flow,
+            alignment=spec.alignment,
+            provenance=spec.provenance,
+        ),
+    )
+
+
 @pytest.mark.usefixtures("prepared")
 def test_calibrate_and_evaluate_run_the_served_model_on_people_held_out(
     pairs_folder: Path, tmp_path: Path
 ) -> None:
     """The tiny model names the direction of the motion; drawn smiles and brows move up."""
-    config_spec = TINY.spec()  # so that the fixture's prepared pairs serve here too
-    path = write_tiny_model(
-        tmp_path,
-        tiny_spec(
-            input_size=config_spec.input_size,
-            flow=config_spec.flow,
-            alignment=config_spec.alignment,
-        ),
-    )
+    path = write_model_of(tmp_path, replace(TINY, val_fraction=0.4, test_fraction=0.4))
     folder = ["--model", str(path), "--pairs", str(pairs_folder)]
-    config = tmp_path / "config.toml"
-    config.write_text('data = "d"\nlicence = "l"\nval_fraction = 0.4\ntest_fraction = 0.4\n')
     runner = CliRunner()
-    chosen = runner.invoke(app, ["calibrate", *folder, "--config", str(config)])
+    chosen = runner.invoke(app, ["calibrate", *folder])
     assert chosen.exit_code == 0, chosen.output
     assert "motion gate" in chosen.output
     assert "those without" in chosen.output
     gated = load_spec(path)
     assert gated.scores == ()
-    scored = runner.invoke(app, ["evaluate", *folder, "--config", str(config), "--write-spec"])
+    scored = runner.invoke(app, ["evaluate", *folder, "--write-spec"])
     assert scored.exit_code == 0, scored.output
     spec = Session.open(path).spec
     assert {score.metric for score in spec.scores} >= {"uf1", "uar", "accuracy", "abstained_none"}
     assert all("test split" in score.protocol for score in spec.scores)
     assert replace(spec, scores=()) == gated
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(
+    ("val", "test", "split_seed"), [(0.2, 0.2, 1), (0.1, 0.7, 1), (0.2, 0.2, 4)]
+)
+def test_the_model_s_own_run_decides_whom_it_is_scored_on(
+    pairs_folder: Path, tmp_path: Path, val: float, test: float, split_seed: int
+) -> None:
+    config = replace(TINY, val_fraction=val, test_fraction=test, split_seed=split_seed, seed=9)
+    path = write_model_of(tmp_path, config)
+    spec, answers = answer_folder(path, pairs_folder, "test", Console(quiet=True))
+    held_out = {
+        f"drawn/{who}" for who in range(PEOPLE) if config.holdout.split_of(f"drawn/{who}") == "test"
+    }
+    assert {a.row.pair.person for a in answers} == held_out
+    words = protocol(spec, "test", pairs_folder)
+    assert f"test split ({test} of them, by a hash of the identity, seed {split_seed})" in words
+    assert "one run, seed 9" in words
+
+
+def test_a_model_that_does_not_say_who_was_held_out_is_not_scored(
+    pairs_folder: Path, tmp_path: Path
+) -> None:
+    path = write_tiny_model(tmp_path)
+    options = ["--model", str(path), "--pairs", str(pairs_folder)]
+    result = CliRunner().invoke(app, ["evaluate", *options])
+    assert result.exit_code == 1
+    assert "does not say who was held out" in result.stderr
+
+
+def test_pairs_of_a_label_the_model_does_not_know_are_left_out(tmp_path: Path) -> None:
+    """CASME's "others", say: neither one of the classes nor nothing."""
+    pair = draw_pair(tmp_path, 1, "positive")
+    still = replace(pair, clip="still", label="none", apex=pair.onset)
+    write_rows(tmp_path, [pair, replace(pair, clip="other", label="others"), still])
+    path = write_model_of(tmp_path, replace(TINY, val_fraction=0.0, test_fraction=0.99))
+    spec, answers = answer_folder(path, tmp_path, "test", Console(quiet=True))
+    assert [a.row.pair.label for a in answers] == ["positive", "none"]
+    assert calibrate(answers, spec).pairs == 2
+    assert evaluate(answers, spec, "p").confusion.sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -150,11 +198,12 @@ def test_a_protocol_names_seed_and_displacements_of_synthetic_pairs(
 ) -> None:
     note = {"seed": 7, "blendshapes_sha256": blendshapes}
     (tmp_path / "synth.json").write_text(json.dumps(note))
-    words = protocol(TINY, "test", tmp_path)
-    assert "synth --seed 7" in words
+    words = protocol(TINY.spec(), "test", tmp_path)
+    assert "`mfdan-train synth`, seed 7," in words
     assert moves in words
     assert "identities of the test split" in words
+    assert "`mfdan-train evaluate --model FILE --pairs DIR --split test`" in words
 
 
 def test_a_protocol_calls_other_pairs_the_users_own(tmp_path: Path) -> None:
-    assert "user's own" in protocol(TINY, "val", tmp_path)
+    assert "user's own" in protocol(TINY.spec(), "val", tmp_path)

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from training.data.pairs import read_pairs, split_of
+from training.data.pairs import Holdout, read_pairs
 
 FROZEN = ["val", "test", "train", "train", "train", "test", "train", "train"]
 
 
 def split(person: str, seed: int = 1) -> str:
-    return split_of(person, seed=seed, val=0.1, test=0.2)
+    return Holdout(seed=seed, val=0.1, test=0.2).split_of(person)
 
 
 def test_columns_beyond_the_needed_ones_are_passed_over(tmp_path: Path) -> None:
@@ -22,6 +22,12 @@ def test_columns_beyond_the_needed_ones_are_passed_over(tmp_path: Path) -> None:
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("dataset,subject,clip,label,onset\n")
     with pytest.raises(ValueError, match="no column apex"):
+        read_pairs(tmp_path)
+
+
+def test_a_row_cut_short_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("dataset,subject,clip,label,onset,apex\nd,1,c,negative\n")
+    with pytest.raises(ValueError, match=r"line 2 of pairs\.csv"):
         read_pairs(tmp_path)
 
 

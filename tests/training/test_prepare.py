@@ -1,3 +1,4 @@
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from drawn_pairs import MOVES, PEOPLE, TINY, draw_pair, write_rows
 
+import training.data.prepare
 from model.decode import decode_image
 from model.pipeline import Preprocessor
 from training.config import RunConfig
@@ -92,6 +94,27 @@ def test_another_flow_has_another_folder(tiny_config: RunConfig, tmp_path: Path)
     assert prepared_folder(tmp_path, spec) == prepared_folder(tmp_path, brighter)
 
 
-def test_a_folder_without_its_list_is_an_error(tmp_path: Path, tiny_config: RunConfig) -> None:
+def test_a_folder_without_its_list_is_an_error_and_stays_as_it_was(
+    tmp_path: Path, tiny_config: RunConfig
+) -> None:
     with pytest.raises(FileNotFoundError):
         prepare(tmp_path, tiny_config.spec())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_shards_than_a_process_may_open_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 1)
+    pair = draw_pair(tmp_path, 1, "positive")
+    write_rows(tmp_path, [replace(pair, clip=str(number)) for number in range(8)])
+    many = prepare(tmp_path, TINY.spec(), workers=1)
+    with (tmp_path / "pairs.csv").open() as file:
+        lowest_free = file.fileno()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 6, before[1]))
+    try:
+        arrays = [many.arrays(row) for row in many.rows]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(arrays) == 8

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.pipeline import network_inputs
 from training.config import RunConfig
-from training.data.pairs import Split, split_of
+from training.data.pairs import Holdout, Split
 from training.data.prepare import Prepared, PreparedRow
 
 __all__ = [
@@ -29,19 +29,9 @@ Sample = tuple[Tensor, Tensor, int]
 """image (3, S, S), flow (3, S, S), class index; batched by the loader."""
 
 
-def rows_of(prepared: Prepared, config: RunConfig, split: Split) -> list[PreparedRow]:
+def rows_of(prepared: Prepared, holdout: Holdout, split: Split) -> list[PreparedRow]:
     """Return the rows of a split, whatever their label."""
-    return [
-        row
-        for row in prepared.rows
-        if split_of(
-            row.pair.person,
-            seed=config.split_seed,
-            val=config.val_fraction,
-            test=config.test_fraction,
-        )
-        == split
-    ]
+    return [row for row in prepared.rows if holdout.split_of(row.pair.person) == split]
 
 
 def mirror(

@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NOTHING", "PAIRS_FILE", "SYNTH_NOTE", "Pair", "Split", "read_pairs", "split_of"]
+__all__ = ["NOTHING", "PAIRS_FILE", "SYNTH_NOTE", "Holdout", "Pair", "Split", "read_pairs"]
 
 PAIRS_FILE = "pairs.csv"
 SYNTH_NOTE = "synth.json"
@@ -41,13 +42,28 @@ def read_pairs(folder: Path) -> list[Pair]:
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(f"{PAIRS_FILE} has no column {', '.join(missing)}")
-        return [Pair(**{name: row[name] for name in _COLUMNS}) for row in reader]
+        return [_pair(row, reader.line_num) for row in reader]
 
 
-def split_of(person: str, *, seed: int, val: float, test: float) -> Split:
-    """Say which split a person belongs to, by a hash: fixed whatever else is in the data."""
-    digest = hashlib.sha256(f"{seed}:{person}".encode()).digest()
-    place = int.from_bytes(digest[:8]) / 2**64
-    if place < test:
-        return "test"
-    return "val" if place < test + val else "train"
+def _pair(row: Mapping[str, str | None], line: int) -> Pair:
+    fields = {name: value for name in _COLUMNS if (value := row[name]) is not None}
+    if len(fields) < len(_COLUMNS):
+        raise ValueError(f"line {line} of {PAIRS_FILE} is cut short")
+    return Pair(**fields)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holdout:
+    """Who is kept from training: shares of the identities, and the seed of the hash."""
+
+    seed: int
+    val: float
+    test: float
+
+    def split_of(self, person: str) -> Split:
+        """Say which split a person belongs to: fixed whatever else is in the data."""
+        digest = hashlib.sha256(f"{self.seed}:{person}".encode()).digest()
+        place = int.from_bytes(digest[:8]) / 2**64
+        if place < self.test:
+            return "test"
+        return "val" if place < self.test + self.val else "train"

@@ -63,8 +63,8 @@ def prepare(
     named in `Prepared.dropped`. Raises: FileNotFoundError, ValueError.
     """
     folder = prepared_folder(pairs, spec)
-    folder.mkdir(exist_ok=True)
     rows = read_pairs(pairs)
+    folder.mkdir(exist_ok=True)
     shards = [
         _Shard(folder, number, tuple(rows[start : start + SHARD_PAIRS]))
         for number, start in enumerate(range(0, len(rows), SHARD_PAIRS))
@@ -123,7 +123,6 @@ class Prepared:
         self.dropped: dict[str, str] = {}
         """`person/clip` of a pair that was left out → why."""
         self._shards = {shard.number: shard for shard in shards}
-        self._arrays: dict[tuple[int, str], NDArray[Any]] = {}
         for shard in shards:
             index = shard.read_index()
             if index is None:
@@ -136,15 +135,14 @@ class Prepared:
 
     def arrays(self, row: PreparedRow) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return the aligned onset (S, S, 3) and the residual flow (2, S, S) of a pair."""
-        onset = self._open(row.shard, "onset.npy")[row.position]
-        flow = self._open(row.shard, "flow.npy")[row.position]
+        shard = self._shards[row.shard]
+        # Mapped anew for each pair, which takes next to nothing: kept open, the shards of a large
+        # folder would exhaust the process's files.
+        onset, flow = (
+            np.load(shard.path(kind), mmap_mode="r")[row.position]
+            for kind in ("onset.npy", "flow.npy")
+        )
         return np.array(onset, np.uint8), np.array(flow, np.float32)
-
-    def _open(self, shard: int, kind: str) -> NDArray[Any]:
-        key = (shard, kind)
-        if key not in self._arrays:
-            self._arrays[key] = np.load(self._shards[shard].path(kind), mmap_mode="r")
-        return self._arrays[key]
 
 
 def _start_worker() -> None:
