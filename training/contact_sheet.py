@@ -8,11 +8,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.pairs import NOTHING, PAIRS_FILE
+from training.files import write_atomically
+from training.synthetic import CLASSES
+
 __all__ = ["contact_sheet", "flow_colours"]
 
 _TILE = 160
 _CAPTION = 34
-_LABELS = ("negative", "positive", "surprise", "none")
+_LABELS = (*CLASSES, NOTHING)
 _ROWS, _COLUMNS = 8, 3
 _FULL_PX = 2.0
 """Expression flow of so many pixels is drawn in full colour."""
@@ -26,7 +30,7 @@ def contact_sheet(pairs_folder: Path, out: Path) -> None:
     A tile shows onset, apex, true expression flow (hue: direction, strength: size) and the
     apex's difference from the onset, four times enlarged about grey.
     """
-    with (pairs_folder / "pairs.csv").open(newline="") as file:
+    with (pairs_folder / PAIRS_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     picked: list[Mapping[str, str]] = []
     for label in _LABELS:
@@ -36,9 +40,10 @@ def contact_sheet(pairs_folder: Path, out: Path) -> None:
     blank = np.zeros((_TILE + _CAPTION, 4 * _TILE, 3), np.uint8)
     tiles += [blank] * (-len(tiles) % _COLUMNS)
     lines = [np.hstack(tiles[i : i + _COLUMNS]) for i in range(0, len(tiles), _COLUMNS)]
-    partial = out.with_name("partial_" + out.name)
-    cv2.imwrite(str(partial), np.vstack(lines))
-    partial.replace(out)
+    good, data = cv2.imencode(".png", np.vstack(lines))
+    if not good:
+        raise ValueError("cannot encode the contact sheet")
+    write_atomically(out, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
 def _tile(folder: Path, row: Mapping[str, str]) -> Image:

@@ -2,7 +2,7 @@
 
 Every number is drawn beforehand into a frozen dataclass, so that a pair can be described
 without being rendered. All ranges are ours. Lengths are in pixels of the 224-pixel aligned
-face ("face pixels"), where the eyes are 85 pixels apart, unless said otherwise.
+face ("face pixels"), where the eyes are 80.6 pixels apart, unless said otherwise.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ __all__ = [
     "draw_shot",
     "encode",
     "expose",
+    "happens",
 ]
 
 Picture = NDArray[np.float32]
@@ -85,23 +86,24 @@ class Shot:
     blur_angle: float
 
 
-def _happens(rng: np.random.Generator, share: float) -> bool:
+def happens(rng: np.random.Generator, share: float) -> bool:
+    """Draw whether something happens that does so in a share of cases."""
     return bool(rng.random() < share)
 
 
 def draw_camera(rng: np.random.Generator) -> Camera:
     """Draw a camera: crop, resolution, colour, contrast, noise, compression."""
-    cast = rng.uniform(0.92, 1.08, 3) if _happens(rng, 0.5) else np.ones(3)
+    cast = rng.uniform(0.92, 1.08, 3) if happens(rng, 0.5) else np.ones(3)
     return Camera(
         eye_distance=float(rng.uniform(80, 115)),
         side=float(rng.uniform(2.8, 3.4)),
         angle=float(rng.normal(0, 0.05)),
         shift=(float(rng.uniform(-0.15, 0.15)), float(rng.uniform(-0.15, 0.15))),
-        grey=_happens(rng, 0.3),
+        grey=happens(rng, 0.3),
         gain=float(rng.uniform(0.7, 1.15)),
         gamma=float(np.exp(rng.uniform(-0.25, 0.25))),
         cast=(float(cast[0]), float(cast[1]), float(cast[2])),
-        defocus=float(rng.uniform(0.4, 1.4)) if _happens(rng, 0.5) else 0.0,
+        defocus=float(rng.uniform(0.4, 1.4)) if happens(rng, 0.5) else 0.0,
         read_noise=float(rng.uniform(0.3, 2.5)),
         shot_noise=float(rng.uniform(0.0, 0.04)),
         quality=int(rng.integers(70, 98)),
@@ -133,7 +135,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 def draw_shot(rng: np.random.Generator) -> Shot:
     """Draw a frame's own motion blur: none for most."""
-    length = rng.uniform(1.0, 2.5) if _happens(rng, 0.2) else 0.0
+    length = rng.uniform(1.0, 2.5) if happens(rng, 0.2) else 0.0
     return Shot(blur_length=float(length), blur_angle=float(rng.uniform(0, np.pi)))
 
 

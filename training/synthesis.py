@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from model.decode import decode_image
 from training.contact_sheet import contact_sheet
 from training.data.pairs import PAIRS_FILE, SYNTH_NOTE
 from training.displacement import unit_fields
@@ -188,10 +189,12 @@ def _make_some(
 
 
 def open_patch(picture: FacePicture, shapes: Blendshapes | None) -> FacePatch:
-    """Cut a face out of its picture, shrunk to working resolution, with its unit fields."""
-    image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise FileNotFoundError(f"cannot read {picture.path}")
+    """Cut a face out of its picture, shrunk to working resolution, with its unit fields.
+
+    Raises: OSError, InputError.
+    """
+    # The decoder that the landmarks were found with: another might turn or round otherwise.
+    image = cv2.cvtColor(decode_image(picture.path.read_bytes()), cv2.COLOR_RGB2BGR)
     axes = FaceAxes.of(picture.landmarks)
     scale = min(1.0, _WORKING_EYE_DISTANCE / axes.eye_distance)
     height, width = image.shape[:2]
@@ -260,12 +263,6 @@ def synth(  # noqa: PLR0913 - every option of a command is an argument
             bar = progress.add_task("Making pairs", total=settings.pairs)
             make_pairs(pictures, out, settings, executor, lambda n: progress.advance(bar, n))
         contact_sheet(out, out / "contact_sheet.png")
-    except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on where this one left off.")
-        raise typer.Exit(130) from None
-    except (OSError, ValueError) as fault:
-        console.print(f"[red]{fault}")
-        raise typer.Exit(1) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     console.print(f"{settings.pairs} pairs in {out}; look at {out / 'contact_sheet.png'}")

@@ -1,7 +1,8 @@
 """Synthetic pairs: an onset and an apex made from one picture of a face, with the true flow.
 
-Pair i depends on the seed, on i and on the sorted list of faces, on nothing else: everything
-random about it is drawn into a `PairPlan` before a pixel is touched.
+Pair i depends on the seed, on i, on the sorted list of faces, on `none_fraction` and on the
+blendshapes, on nothing else: everything random about it but the noise of its pixels is drawn into
+a `PairPlan` before a pixel is touched.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.spec import Alignment
 from training.action_units import UNITS, draw_units
+from training.data.pairs import NOTHING
 from training.displacement import Field, UnitFields, head_turn
 from training.face_mesh import FaceAxes
 from training.nuisances import (
@@ -26,13 +28,12 @@ from training.nuisances import (
     draw_shot,
     encode,
     expose,
+    happens,
 )
 
-__all__ = ["CLASSES", "NOTHING", "FacePatch", "Pair", "PairPlan", "plan_pair", "render_pair"]
+__all__ = ["CLASSES", "FacePatch", "Pair", "PairPlan", "plan_pair", "render_pair"]
 
 CLASSES = ("negative", "positive", "surprise")
-NOTHING = "none"
-"""Label of pairs in which nothing happens."""
 
 FACE_PIXELS = 224 * Alignment().eye_distance
 """Eye distance of the 224-pixel aligned face: amounts are given in its pixels."""
@@ -104,17 +105,17 @@ def plan_pair(
     shares = np.sqrt([len(pictures) for pictures in subjects])
     pictures = subjects[int(rng.choice(len(subjects), p=shares / shares.sum()))]
     picture = pictures[int(rng.integers(len(pictures)))]
-    nothing = _happens(rng, none_fraction)
+    nothing = happens(rng, none_fraction)
     label = NOTHING if nothing else CLASSES[rng.integers(len(CLASSES))]
     units = {} if nothing else draw_units(label, rng)
-    has_stray = not nothing and _happens(rng, 0.3)
+    has_stray = not nothing and happens(rng, 0.3)
     return PairPlan(
         index=index,
         picture=picture,
         label=label,
         units=units,
         peak=0.0 if nothing else float(0.3 + 2.7 * rng.beta(1.6, 2.0)),
-        rest=0.0 if nothing or _happens(rng, 0.5) else float(rng.uniform(0, 0.2)),
+        rest=0.0 if nothing or happens(rng, 0.5) else float(rng.uniform(0, 0.2)),
         stray={UNITS[rng.integers(len(UNITS))]: 1.0} if has_stray else {},
         stray_peak=float(rng.uniform(0.05, 0.25)) if has_stray else 0.0,
         blink=_draw_blink(rng, 0.03 if nothing else 0.1),
@@ -125,15 +126,11 @@ def plan_pair(
     )
 
 
-def _happens(rng: np.random.Generator, share: float) -> bool:
-    return bool(rng.random() < share)
-
-
 def _draw_blink(rng: np.random.Generator, share: float) -> tuple[float, float]:
-    if not _happens(rng, share):
+    if not happens(rng, share):
         return 0.0, 0.0
     closed = float(rng.uniform(0.1, 0.6))
-    return (closed, 0.0) if _happens(rng, 0.5) else (0.0, closed)
+    return (closed, 0.0) if happens(rng, 0.5) else (0.0, closed)
 
 
 def render_pair(plan: PairPlan, seed: int, patch: FacePatch) -> Pair:

@@ -1,4 +1,6 @@
 import csv
+import hashlib
+import json
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -8,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 from drawn_face import draw_face
+from drawn_head import write_head
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from model.face import FaceFinder
@@ -122,6 +126,31 @@ def test_pair_of_which_a_file_is_missing_is_remade(
     (tmp_path / rows_of(tmp_path)[2]["apex"]).unlink()
     make(faces, tmp_path)
     assert contents(tmp_path) == contents(whole)
+
+
+def test_measured_blendshapes_move_the_face_otherwise_than_the_table(
+    faces: list[FacePicture], whole: Path, tmp_path: Path
+) -> None:
+    shapes = tmp_path / "head.npz"
+    write_head(shapes)
+    settings = Settings(seed=3, pairs=6, blendshapes=shapes)
+    make(faces, tmp_path / "out", settings)
+    note = json.loads((tmp_path / "out" / "synth.json").read_text())
+    assert note["blendshapes_sha256"] == hashlib.sha256(shapes.read_bytes()).hexdigest()
+    moving = [row for row in rows_of(whole) if row["label"] != "none"]
+    assert moving
+    for row in moving:
+        table, measured = (
+            load_expression(folder / row["flow"]) for folder in (whole, tmp_path / "out")
+        )
+        assert np.abs(table - measured).max() > 0.1
+    with pytest.raises(ValueError, match="another blendshapes_sha256"):
+        make(faces, whole, settings)
+
+
+def load_expression(path: Path) -> NDArray[np.float32]:
+    with np.load(path) as flow:
+        return flow["expression"].astype(np.float32)
 
 
 def test_folder_of_another_seed_is_refused(faces: list[FacePicture], whole: Path) -> None:
