@@ -1,4 +1,5 @@
 import resource
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,13 @@ def test_a_folder_without_its_list_is_an_error_and_stays_as_it_was(
     assert list(tmp_path.iterdir()) == []
 
 
+def _limit_leaving(count: int) -> int:
+    """Return the limit under which a process that has files open may open so many more."""
+    with ExitStack() as stack:
+        free = [stack.enter_context(Path("/dev/null").open()).fileno() for _ in range(count)]
+    return max(free) + 1
+
+
 def test_more_shards_than_a_process_may_open_files_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,10 +117,8 @@ def test_more_shards_than_a_process_may_open_files_are_read(
     pair = draw_pair(tmp_path, 1, "positive")
     write_rows(tmp_path, [replace(pair, clip=str(number)) for number in range(8)])
     many = prepare(tmp_path, TINY.spec(), workers=1)
-    with (tmp_path / "pairs.csv").open() as file:
-        lowest_free = file.fileno()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 6, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_limit_leaving(6), before[1]))
     try:
         arrays = [many.arrays(row) for row in many.rows]
     finally:
