@@ -24,7 +24,7 @@ from rich.table import Table
 from model.errors import MfdanError, ModelError
 from model.face import FaceFinder
 from model.session import Session
-from model.spec import load_spec
+from model.spec import ModelSpec, load_spec
 from service.app import create_app
 from service.engine import DeadlineExceeded, Engine, Options, Upload, open_sessions
 from service.schemas import Face, Prediction, Region
@@ -118,22 +118,12 @@ def models() -> None:
     paths = sorted(settings.models_dir.glob("*.onnx"))
     if not paths:
         raise _failed(f"no *.onnx file in {settings.models_dir}")
-    table = Table("name", "version", "classes", "licence", "trained on", "SHA-256")
+    say = Console()
     try:
         for path in paths:
-            spec = load_spec(path)
-            origin = spec.provenance
-            table.add_row(
-                spec.name,
-                spec.version,
-                ", ".join(spec.classes),
-                origin.licence,
-                origin.data,
-                spec.onnx_sha256[:12],
-            )
+            say.print(_model_table(load_spec(path)))
     except MfdanError as error:
         raise _failed(str(error)) from None
-    Console().print(table)
 
 
 @app.command()
@@ -214,6 +204,17 @@ def _print_prediction(prediction: Prediction) -> None:
     name = prediction.model
     total = prediction.timings_ms["total"]
     say.print(f"{name.name} {name.version} · {prediction.provider} · {total:.0f} ms")
+
+
+def _model_table(spec: ModelSpec) -> Table:
+    table = Table("model", f"{spec.name} {spec.version}")
+    table.add_row("classes", ", ".join(spec.classes))
+    table.add_row("trained on", spec.provenance.data)
+    table.add_row("licence", spec.provenance.licence)
+    table.add_row("SHA-256", spec.onnx_sha256)
+    for score in spec.scores:
+        table.add_row(score.metric, f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})")
+    return table
 
 
 def _face_table(face: Face) -> Table:
