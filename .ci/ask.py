@@ -20,7 +20,7 @@ def main(url: str) -> None:
     wait_until_ready(url)
     onset, apex = picture(draw_face()), picture(draw_face(smile=3.0))
     moved, still = answer(url, onset, apex), answer(url, onset, onset)
-    check(abs(sum(moved["probabilities"].values()) - 1) < 1e-3, moved)  # noqa: PLR2004
+    check(abs(sum(moved["probabilities"].values()) - 1) < 1e-3, moved)  # noqa: PLR2004 - rounding
     check(moved["reason"] != "no_movement", moved)
     check(still["reason"] == "no_movement", still)
 

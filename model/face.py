@@ -26,6 +26,7 @@ __all__ = [
     "similarity_transform",
 ]
 
+_Net = Any  # OpenCV ships no type for its networks
 _WEIGHTS = Path(__file__).parent / "weights" / "face"
 _DETECTOR_SIDE = 128
 _MESH_SIDE = 192
@@ -101,17 +102,17 @@ class FaceFinder:
                 break
         return faces
 
-    def _nets(self) -> tuple[Any, Any]:
+    def _nets(self) -> tuple[_Net, _Net]:
         if not hasattr(self._local, "nets"):
             self._local.nets = (
                 _load("face_detection_short_range.tflite"),
                 _load("face_landmark.tflite"),
             )
-        nets: tuple[Any, Any] = self._local.nets
+        nets: tuple[_Net, _Net] = self._local.nets
         return nets
 
 
-def _load(name: str) -> Any:  # noqa: ANN401 - OpenCV ships no type for its networks
+def _load(name: str) -> _Net:
     # OpenCV 5's default engine shows only one of the two outputs; the classic one shows both.
     return cv2.dnn.readNetFromTFLite(str(_WEIGHTS / name), cv2.dnn.ENGINE_CLASSIC)
 
@@ -148,7 +149,7 @@ def _anchors() -> NDArray[np.float32]:
 _ANCHORS = _anchors()
 
 
-def _detect(detector: Any, frame: NDArray[np.uint8]) -> list[_Square]:  # noqa: ANN401
+def _detect(detector: _Net, frame: NDArray[np.uint8]) -> list[_Square]:
     """Return the squares to look for a mesh in, the largest face first."""
     height, width = frame.shape[:2]
     side = max(height, width)
@@ -180,7 +181,7 @@ def _detect(detector: Any, frame: NDArray[np.uint8]) -> list[_Square]:  # noqa: 
     return sorted(squares, key=lambda square: -square.side)
 
 
-def _fit_mesh(mesh: Any, frame: NDArray[np.uint8], square: _Square) -> Face | None:  # noqa: ANN401
+def _fit_mesh(mesh: _Net, frame: NDArray[np.uint8], square: _Square) -> Face | None:
     """Run the mesh twice: the second time on the square that the first run's points span."""
     score = 0.0
     landmarks = np.zeros((468, 2), np.float32)
@@ -260,7 +261,7 @@ def align(frame: NDArray[np.uint8], transform: NDArray[np.float64], size: int) -
     if scale < 0.5:  # noqa: PLR2004 - cubic sampling reaches two pixels, so half is safe
         height, width = frame.shape[:2]
         shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
-        frame = cv2.resize(frame, shrunk, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        frame = np.asarray(cv2.resize(frame, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
         fx, fy = shrunk[0] / width, shrunk[1] / height
         # A shrunk pixel x covers frame pixels (x + ½) / fx - ½.
         to_frame = np.array([[1 / fx, 0, 0.5 / fx - 0.5], [0, 1 / fy, 0.5 / fy - 0.5], [0, 0, 1]])

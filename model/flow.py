@@ -80,7 +80,7 @@ def _farneback(
     if unknown := parameters.keys() - _FARNEBACK:
         raise ValueError(f"Farneback has no parameter {min(unknown)!r}")
     chosen = _FARNEBACK | dict(parameters)
-    return np.asarray(cv2.calcOpticalFlowFarneback(onset, apex, None, **chosen))  # type: ignore[call-overload]
+    return np.asarray(cv2.calcOpticalFlowFarneback(onset, apex, None, **chosen))  # type: ignore[call-overload] # keywords from a mapping
 
 
 _DIS_PRESETS = {
@@ -98,7 +98,7 @@ def _dis(
     preset = parameters.get("preset", "medium")
     if preset not in _DIS_PRESETS:
         raise ValueError(f"DIS has no preset {preset!r}; there are {', '.join(_DIS_PRESETS)}")
-    solver = cv2.DISOpticalFlow_create(_DIS_PRESETS[preset])  # type: ignore[attr-defined]
+    solver = cv2.DISOpticalFlow_create(_DIS_PRESETS[preset])  # type: ignore[attr-defined] # untyped
     return np.asarray(solver.calc(onset, apex, None))
 
 

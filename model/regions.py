@@ -56,7 +56,7 @@ def region_motions(
     landmarks are (468, 2), (x, y), pixels of the same crop. A region outside the crop is
     left out. Raises: ShapeError.
     """
-    if flow.ndim != 3 or flow.shape[0] != 2 or landmarks.shape != (468, 2):  # noqa: PLR2004
+    if flow.ndim != 3 or flow.shape[0] != 2 or landmarks.shape != (468, 2):  # noqa: PLR2004 - u and v
         raise ShapeError(f"flow is (2, H, W), landmarks (468, 2): {flow.shape}, {landmarks.shape}")
     right, left = eye_centres(landmarks)
     offsets = _disc(_RADIUS * float(np.hypot(*(left - right))))

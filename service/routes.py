@@ -96,7 +96,11 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "content": {
                 PROBLEM_JSON: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
-                    **({"example": _PROBLEM_EXAMPLE} if status == 400 else {}),  # noqa: PLR2004
+                    **(
+                        {"example": _PROBLEM_EXAMPLE}
+                        if status == _PROBLEM_EXAMPLE["status"]
+                        else {}
+                    ),
                 }
             },
         }

@@ -205,7 +205,9 @@ class TelemetryMiddleware:
 def _logger(level: str, stream: TextIO) -> Any:  # noqa: ANN401 - structlog's loggers are dynamic
     floor = _LEVELS.index(level)
 
-    def drop_below(_: object, name: str, event: structlog.typing.EventDict) -> Any:  # noqa: ANN401
+    def drop_below(
+        _: object, name: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
         if _LEVELS.index(name) < floor:
             raise structlog.DropEvent
         return event

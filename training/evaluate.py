@@ -211,7 +211,7 @@ def evaluate(answers: Sequence[Answer], spec: ModelSpec, protocol: str) -> Evalu
             scores.append(
                 _score(
                     f"abstained_{name}",
-                    lambda rows, values=abstained: float(values[rows].mean()),  # type: ignore[misc]
+                    lambda rows, values=abstained: float(values[rows].mean()),  # type: ignore[misc] # a bound default
                     group,
                     protocol,
                 )

@@ -112,7 +112,7 @@ class Run:
             logits = self.network(image, flow)
         loss = focal_loss(logits.float(), labels, self.config.focal_gamma)
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call] # torch's own
         self.optimiser.step()
         self.step += 1
         self._update_average()

@@ -87,14 +87,17 @@ def _smooth_step(x: FloatArray, half_width: float) -> FloatArray:
 class Blendshapes:
     """Measured displacements of a generic head, fitted to a face.
 
-    Places go through a thin-plate map of the 68 common points, displacements through the
-    affine camera that best explains these points.
+    Places go through a thin-plate map of 60 common points (the 68 of iBUG but the inner lips),
+    displacements through the affine camera that best explains all 68.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read an npz with `neutral`, `neutral_lm` (68, 3), `deltas`, `names`.
+        """Read an npz.
 
-        Raises: ValueError, naming what is missing.
+        It holds `neutral` (V, 3), the vertices of the head at rest (x to the person's left, y up,
+        z to the front, any one unit), `neutral_lm` (68, 3), the iBUG points on it, `deltas`
+        (B, V, 3), where each of B blendshapes takes the vertices at full activation, and `names`
+        (B,), ICT-FaceKit's, such as mouthSmile_L. Raises: ValueError, naming what is missing.
         """
         with np.load(path) as data:
             missing = {"neutral", "neutral_lm", "deltas", "names"} - set(data.files)

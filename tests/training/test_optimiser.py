@@ -8,7 +8,7 @@ from pytorch_optimizer import Adan
 
 
 @pytest.mark.parametrize("foreach", [True, False])
-def test_two_steps_of_adan_worked_out_by_hand(foreach: bool) -> None:  # noqa: FBT001
+def test_two_steps_of_adan_worked_out_by_hand(foreach: bool) -> None:  # noqa: FBT001 - a parameter of the test
     rate, decay, first, second = 0.1, 0.02, 2.0, -1.0
     weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimiser = Adan([weight], lr=rate, weight_decay=decay, foreach=foreach)
