@@ -84,7 +84,7 @@ def _align_case(folder: Path, row: dict[str, str], finder: FaceFinder) -> list[C
     if not faces:
         return []
     transform = similarity_transform(faces[0].landmarks, Alignment(), SIZE)
-    with np.load(folder / row["flow"]) as truth:
+    with np.load(folder / row["true_flow"]) as truth:
         total, expression = (_to_crop(truth[key], transform) for key in ("flow", "expression"))
     onset_grey, apex_grey = (to_grey(align(frame, transform, SIZE)) for frame in (onset, apex))
     return [Case(onset_grey, apex_grey, total, expression)]

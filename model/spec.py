@@ -88,6 +88,8 @@ class Provenance:
     """Share of identities kept for calibration."""
     test_fraction: float | None = None
     """Share of identities kept for scores."""
+    datasets: tuple[str, ...] = ()
+    """Names of the data sets that the weights were trained on; nobody of another was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)

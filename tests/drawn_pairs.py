@@ -34,15 +34,14 @@ TINY = RunConfig(
 
 
 def as_toml(config: RunConfig) -> str:
-    """Write a config as `--config` reads it; JSON's values are TOML's but for the tables."""
-    return "".join(
-        f"{key} = {_value(entry)}\n" for key, entry in json.loads(config.to_json()).items()
-    )
+    """Write a config as `--config` reads it; JSON's values are TOML's but for null and tables."""
+    entries = json.loads(config.to_json()).items()
+    return "".join(f"{key} = {_value(entry)}\n" for key, entry in entries if entry is not None)
 
 
 def _value(entry: object) -> str:
     if isinstance(entry, dict):
-        return "{" + ", ".join(f"{key} = {_value(value)}" for key, value in entry.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(value)}" for key, value in entry.items()) + "}"
     return json.dumps(entry)
 
 

@@ -1,22 +1,41 @@
 """RunConfig: one frozen dataclass describes a training run; a TOML file holds it."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from model.network import MfdanConfig
 from model.spec import DEFAULT_FLOW, Alignment, FlowMethod, ModelSpec, Normalisation, Provenance
+from training.data.labels import Labels
 from training.data.pairs import Holdout
 
-__all__ = ["RunConfig", "load_config"]
+__all__ = ["METHODS", "Method", "RunConfig", "Tuning", "load_config"]
+
+Method = Literal["mfdan", "majority", "svm", "ststnet"]
+METHODS: tuple[Method, ...] = ("mfdan", "majority", "svm", "ststnet")
+"""The network, and the baselines it is measured against."""
+Value = int | float | bool | str
+_STRICT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class Tuning:
+    """The inner search of `loso --tune`, on the subjects of a fold's own training half."""
+
+    grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Field of RunConfig → values to try, in every combination; `network.dropkey` reaches into a
+    table."""
+    folds: int = Field(default=3, ge=2)
+    """Inner folds, grouped by subject."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class RunConfig:
     """Everything that decides the outcome of one run. Raises: ValueError naming each bad field.
 
@@ -32,9 +51,18 @@ class RunConfig:
     licence: str
     """Under which the weights may be used, given that data."""
     classes: tuple[str, ...] = ("negative", "positive", "surprise")
-    """In the order of the network's outputs; pairs of any other label are not trained on."""
+    """In the order of the network's outputs."""
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    """Label of the manifest → class, or "" to leave its clips out; a class's own name means
+    itself. A label that is in neither is an error."""
+    pairs: str = ""
+    """Manifest, or folder with `pairs.csv`, where the command names none."""
     seed: int = 1
     """Of the initial weights, the order of samples, augmentation and dropout."""
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    """Of `loso`, in place of `seed`: every fold is trained once with each."""
+    method: Method = "mfdan"
+    """What is trained; the baselines read the data, folds, classes and seeds of the config."""
 
     alignment: Alignment = field(default_factory=Alignment)
     flow: FlowMethod = DEFAULT_FLOW
@@ -42,6 +70,8 @@ class RunConfig:
     magnification: float = Field(default=4.0, ge=0)
     """α outside training: the spec's. Ours: the paper gives no value."""
     network: MfdanConfig = field(default_factory=MfdanConfig)
+    init: str = ""
+    """ONNX file of `mfdan-train export` whose weights the network starts from; "" draws them."""
 
     split_seed: int = 1
     """Of the hash that sends each subject to training, calibration or test."""
@@ -50,9 +80,14 @@ class RunConfig:
     test_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of subjects kept for the reported scores; nothing is chosen on them."""
 
-    steps: int = Field(default=4000, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Fixed beforehand: the last step is what is scored, never the best."""
+    epochs: int | None = Field(default=None, ge=1)
+    """In place of `steps`: so many passes over the pairs that are trained on."""
     batch_size: int = Field(default=16, ge=1)
+    balanced: bool = False
+    """Draw every class equally often (ours, an ablation: the paper draws clips as they come)."""
+    optimiser: Literal["adan", "adamw"] = "adan"
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak of the schedule."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -60,22 +95,37 @@ class RunConfig:
     `final_rate` of the peak."""
     final_rate: float = Field(default=0.01, ge=0, le=1)
     weight_decay: float = Field(default=0.02, ge=0)
-    """Adan's λ (proximal form)."""
+    """Adan's λ (proximal form), or AdamW's."""
     max_gradient_norm: float = Field(default=5.0, ge=0)
     """Gradients are scaled down to this global norm; 0 leaves them."""
+    loss: Literal["focal", "cross_entropy"] = "focal"
     focal_gamma: float = Field(default=2.0, ge=0)
     average_decay: float = Field(default=0.998, ge=0, lt=1)
     """Of the running average of the weights, which is what is exported; 0 turns it off."""
     bfloat16: bool = False
-    """Run matrix products in bfloat16 (autocast): twice as fast on CPUs with AVX512-BF16."""
+    """Run matrix products in bfloat16 (autocast): on GPUs, and on CPUs with AVX512-BF16, twice as
+    fast or more."""
 
     alpha_min: float = Field(default=1.0, ge=0)
     alpha_max: float = Field(default=8.0, ge=0)
     """Magnification factors in training are uniform between the two."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Of mirroring image and flow."""
+    rotation_degrees: float = Field(default=0.0, ge=0, le=45)
+    """Largest turn of image and flow together, either way."""
+    zoom: float = Field(default=0.0, ge=0, lt=0.5)
+    """Largest relative change of size of image and flow together, either way."""
+    shift: float = Field(default=0.0, ge=0, lt=0.5)
+    """Largest shift of the crop in x and in y, as a share of its side, either way."""
     brightness: float = Field(default=0.15, ge=0, lt=1)
     """Largest relative change of brightness, and of contrast, of the image."""
+    image_noise: float = Field(default=0.0, ge=0, le=64)
+    """Largest standard deviation of the image's noise, 8-bit levels; each clip draws its own."""
+    flow_noise_px: float = Field(default=0.0, ge=0, le=2)
+    """Likewise of smooth noise on the flow, pixels."""
+    time_reversal_probability: float = Field(default=0.0, ge=0, le=1)
+    """Of showing the expression fade: apex → onset. Off by default: fading is no micro-expression
+    of the same class to every annotator."""
 
     evaluate_every: int = Field(default=400, ge=1)
     """Steps between scores on the calibration subjects (a log for people; nothing reads it)."""
@@ -85,7 +135,9 @@ class RunConfig:
     loader_workers: int = Field(default=1, ge=0)
     """Processes that prepare samples beside the training process."""
     threads: int = Field(default=0, ge=0)
-    """Of torch; 0 leaves the choice to it."""
+    """Of torch; 0 leaves the choice to it (and means 1 in each fold of `loso`)."""
+
+    tune: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
         """Refuse values that do not fit together."""
@@ -97,6 +149,22 @@ class RunConfig:
             raise ValueError(f"alpha_min {self.alpha_min} is above alpha_max {self.alpha_max}")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction and test_fraction leave no subject to train on")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds repeat: {', '.join(map(str, self.seeds))}")
+        Labels(self.classes, self.label_map)
+
+    @property
+    def labels(self) -> Labels:
+        """What becomes of each label."""
+        return Labels(self.classes, self.label_map)
+
+    def steps_for(self, rows: int) -> int:
+        """Return the steps of a run that trains on so many pairs."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil((self.epochs or 0) * rows / self.batch_size)
 
     def spec(self, training_commit: str = "unknown") -> ModelSpec:
         """Return the spec of the model that this run makes, without gates and scores."""
@@ -142,18 +210,35 @@ _ADAPTER = TypeAdapter(RunConfig)
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a TOML file; entries of `overrides` that are not None replace its top-level ones.
+    """Read a TOML file; entries of `overrides` that are not None replace its own.
 
+    `network.dropkey` reaches into a table; `steps` takes the place of `epochs`, and the reverse.
     Raises: FileNotFoundError, ValueError (bad TOML, unknown or bad fields).
     """
     try:
         document = tomllib.loads(path.read_text())
-        document |= {key: value for key, value in (overrides or {}).items() if value is not None}
-        return _ADAPTER.validate_python(document)
+        return _ADAPTER.validate_python(_override(document, overrides or {}))
     except ValidationError as error:
         raise ValueError(f"{path}: {_faults(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _override(document: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in overrides.items():
+        if value is None:
+            continue
+        *tables, name = key.split(".")
+        place = document
+        for table in tables:
+            place = place.setdefault(table, {})
+        place[name] = value
+        if name in _EITHER:
+            place.pop(_EITHER[name], None)
+    return document
+
+
+_EITHER = {"steps": "epochs", "epochs": "steps"}
 
 
 def _faults(error: ValidationError) -> str:

@@ -48,7 +48,7 @@ def contact_sheet(pairs_folder: Path, out: Path) -> None:
 
 def _tile(folder: Path, row: Mapping[str, str]) -> Image:
     onset, apex = (_read(folder / row[key]) for key in ("onset", "apex"))
-    with np.load(folder / row["flow"]) as data:
+    with np.load(folder / row["true_flow"]) as data:
         colours = flow_colours(data["expression"].astype(np.float32), _FULL_PX)
     change = np.clip(128 + 4 * (apex.astype(np.float32) - onset), 0, 255).astype(np.uint8)
     shown = [_fit(image) for image in (onset, apex, colours, change)]

@@ -39,7 +39,7 @@ _PATCH_SIDE = 4.4
 """Of the square cut around a face, in eye distances."""
 _PAIRS_PER_TASK = 24
 _HEADER = (
-    *("dataset", "subject", "clip", "label", "onset", "apex", "flow"),
+    *("dataset", "subject", "clip", "label", "onset", "apex", "true_flow"),
     *("action_units", "peak_px", "picture"),
 )
 

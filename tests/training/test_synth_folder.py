@@ -68,13 +68,13 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 def test_table_names_every_pair_and_its_files(whole: Path) -> None:
     rows = rows_of(whole)
-    assert list(rows[0])[:7] == ["dataset", "subject", "clip", "label", "onset", "apex", "flow"]
+    assert list(rows[0])[:7] == ["dataset", "subject", "clip", "label", "onset", "apex", "true_flow"]
     assert [row["clip"] for row in rows] == [f"{index:06d}" for index in range(6)]
     assert {row["subject"] for row in rows} <= {"dark", "light"}
     for row in rows:
         onset, apex = (cv2.imread(str(whole / row[key])) for key in ("onset", "apex"))
         assert onset.shape == apex.shape
-        with np.load(whole / row["flow"]) as flow:
+        with np.load(whole / row["true_flow"]) as flow:
             for key in ("flow", "expression"):
                 assert flow[key].shape == (2, *onset.shape[:2])
                 assert flow[key].dtype == np.float16
@@ -141,7 +141,7 @@ def test_measured_blendshapes_move_the_face_otherwise_than_the_table(
     assert moving
     for row in moving:
         table, measured = (
-            load_expression(folder / row["flow"]) for folder in (whole, tmp_path / "out")
+            load_expression(folder / row["true_flow"]) for folder in (whole, tmp_path / "out")
         )
         assert np.abs(table - measured).max() > 0.1
     with pytest.raises(ValueError, match="another blendshapes_sha256"):
