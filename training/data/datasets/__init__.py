@@ -1,1 +1,1 @@
-"""Loaders of licensed data sets, each from the folders and the annotation that its owners hand out."""
+"""Loaders of licensed data sets, from the folders and annotations that their owners hand out."""
