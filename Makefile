@@ -1,4 +1,4 @@
-# make serve    install what serving needs and serve on 127.0.0.1:8000
+# make serve [MODEL=file.onnx]   install what serving needs and serve on 127.0.0.1:8000
 # make example  draw a pair to try it with: example/onset.png, example/apex.png
 # make weights FACES=dir [BLENDSHAPES=file]   remake the bundled model: about two hours on two cores
 # make test     install the rest; lint, types, import contracts, all tests
@@ -8,27 +8,27 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TRAIN := $(BIN)/mfdan-train
 RUNS ?= runs
-MODEL ?= model/weights/mfdan-synthetic.onnx
 PINS := pyproject.toml constraints.txt
 
 .PHONY: serve example weights test format openapi wheel clean
 
 serve: $(VENV)/.serve
-	@$(BIN)/mfdan serve
+	@$(BIN)/mfdan serve $(if $(MODEL),--model '$(MODEL)')
 
 example: $(VENV)/.serve
 	@$(BIN)/python tests/drawn_face.py example
 
 # Every step goes on where it was stopped. The scores are of another seed than the training's.
+weights: MODEL ?= model/weights/mfdan-synthetic.onnx
 weights: SYNTH = $(TRAIN) synth --faces $(FACES) $(if $(BLENDSHAPES),--blendshapes $(BLENDSHAPES))
 weights: $(VENV)/.test
 	@test -d '$(FACES)' || { echo 'say where the faces are: make weights FACES=dir'; exit 2; }
 	$(SYNTH) --out $(RUNS)/pairs --seed 1 --pairs 12000
 	$(SYNTH) --out $(RUNS)/pairs-test --seed 2 --pairs 4000
-	$(TRAIN) fit --pairs $(RUNS)/pairs --out $(RUNS)/mfdan-synthetic
+	$(TRAIN) fit $(RUNS)/pairs --out $(RUNS)/mfdan-synthetic
 	$(TRAIN) export --run $(RUNS)/mfdan-synthetic --out $(MODEL)
-	$(TRAIN) calibrate --model $(MODEL) --pairs $(RUNS)/pairs
-	$(TRAIN) evaluate --model $(MODEL) --pairs $(RUNS)/pairs-test --write-spec
+	$(TRAIN) calibrate --model $(MODEL) $(RUNS)/pairs
+	$(TRAIN) evaluate --model $(MODEL) $(RUNS)/pairs-test --write-spec
 
 test: $(VENV)/.test
 	$(BIN)/ruff check

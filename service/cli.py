@@ -56,7 +56,11 @@ _REGIONS_SHOWN = 3
 _HERE = {"localhost", "127.0.0.1", "::1"}
 
 ModelOption = Annotated[
-    str | None, typer.Option(help="Name of the model; default: MFDAN_MODEL, or the only one.")
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Name of the model (default: MFDAN_MODEL, or the first), or an ONNX file.",
+    ),
 ]
 
 
@@ -115,7 +119,7 @@ def predict(
 def models() -> None:
     """List the models of the models folder."""
     settings = _settings()
-    paths = sorted(settings.models_dir.glob("*.onnx"))
+    paths = settings.model_files()
     if not paths:
         raise _failed(f"no *.onnx file in {settings.models_dir}")
     say = Console()
@@ -142,6 +146,9 @@ def doctor() -> None:
 
 def _settings(**given: Any) -> Settings:  # noqa: ANN401 - pydantic checks
     """Read the settings; what the command line gives goes before the environment."""
+    if (given.get("model") or "").endswith(".onnx"):
+        given["models_dir"] = given.pop("model")
+        given["model"] = ""  # not the one that the environment names in another folder
     try:
         return Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
@@ -256,7 +263,7 @@ def _findings(settings: Settings) -> Iterator[tuple[bool, str, str]]:
     yield wanted in providers, "ONNX Runtime", ", ".join(providers)
     yield True, "OpenCV devices", f"CPU, {_cuda_devices()} CUDA"
     yield _works("face models", _load_face_models)
-    paths = sorted(settings.models_dir.glob("*.onnx"))
+    paths = settings.model_files()
     if not paths:
         yield False, "models", f"no *.onnx file in {settings.models_dir}"
     for path in paths:

@@ -147,7 +147,7 @@ def open_sessions(settings: Settings) -> dict[str, Session]:
     models of one name), and whatever `Session.open` raises.
     """
     sessions: dict[str, Session] = {}
-    for path in sorted(settings.models_dir.glob("*.onnx")):
+    for path in settings.model_files():
         session = Session.open(path, device=settings.device, threads=settings.onnx)
         if session.spec.name in sessions:
             raise ModelError(f"two models are called {session.spec.name}")

@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     """Lines below this level are not written; a request is one `info` line."""
 
     models_dir: Path = _PACKAGED_MODELS
-    """Folder of *.onnx files, each with its spec beside it; all of them are loaded."""
+    """Folder of *.onnx files, each with its spec beside it; all of them are loaded. Or one such
+    file."""
     model: str | None = None
     """Name of the model that answers when a request names none; None: the first by file name."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -98,6 +99,12 @@ class Settings(BaseSettings):
         Roomier than two pictures, so that a picture a little too large is named as such.
         """
         return min(self.max_body_bytes, 3 * self.max_image_bytes + _FORM_OVERHEAD_BYTES)
+
+    def model_files(self) -> list[Path]:
+        """Return the ONNX files that `models_dir` means."""
+        if self.models_dir.suffix == ".onnx":
+            return [self.models_dir]
+        return sorted(self.models_dir.glob("*.onnx"))
 
     @property
     def workers(self) -> int:

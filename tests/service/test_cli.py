@@ -170,3 +170,16 @@ def test_serve_refuses_to_start_without_a_model(
     result = run("serve", "--model", "tiny")
     assert result.exit_code == 1
     assert "tiny is not among other" in result.stderr
+
+
+def test_a_model_can_be_given_as_a_file(frames: dict[str, str], tmp_path: Path) -> None:
+    """A researcher's own model answers, whatever lies in the models folder."""
+    path = write_tiny_model(tmp_path, tiny_spec("own"))
+    result = run("predict", frames["onset"], frames["smile"], "--model", str(path), "--json")
+    assert json.loads(result.output)["model"]["name"] == "own"
+
+
+def test_a_model_file_that_is_not_there_is_named(frames: dict[str, str]) -> None:
+    result = run("predict", frames["onset"], frames["smile"], "--model", "nowhere/own.onnx")
+    assert result.exit_code == 1
+    assert "no file own.onnx" in result.stderr
