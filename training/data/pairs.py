@@ -1,19 +1,20 @@
 """A manifest: the CSV that lists labelled clips; and who is held out.
 
 A row names a clip by `dataset,subject,clip`, its `label`, and where its two frames come from: the
-columns `onset,apex` (pictures), or `image,flow` (ready-made inputs), or neither, and then `clip` is
-a video file. Paths are relative to the CSV's folder, or absolute. Other columns are passed over.
+columns `onset,apex` (pictures), or `image,flow` (ready-made inputs: `training/data/ready.py`), or
+neither, and then `clip` is a video file (`training/data/video.py`). Paths are relative to the
+CSV's folder, or absolute. Other columns are passed over.
 """
 
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.files import write_text_atomically
+from training.files import write_atomically
 
 __all__ = [
     "NOTHING",
@@ -21,9 +22,11 @@ __all__ = [
     "SYNTH_NOTE",
     "Holdout",
     "Kind",
+    "Line",
     "Pair",
     "Split",
     "manifest_path",
+    "read_lines",
     "read_pairs",
     "write_pairs",
 ]
@@ -42,7 +45,7 @@ _SOURCES = ("onset", "apex", "image", "flow")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One row of a manifest. Raises: ValueError for a name left empty or half a source."""
+    """One row of a manifest. Raises: ValueError for a bad name or half a source."""
 
     dataset: str
     subject: str
@@ -60,6 +63,9 @@ class Pair:
         empty = [name for name in _NAMES if not getattr(self, name)]
         if empty:
             raise ValueError(f"{', '.join(empty)} is empty")
+        for name in ("dataset", "subject"):
+            if "/" in getattr(self, name):  # two people could then share one name
+                raise ValueError(f"{name} {getattr(self, name)!r} must not hold a slash")
         for one, other in (("onset", "apex"), ("image", "flow")):
             if bool(getattr(self, one)) != bool(getattr(self, other)):
                 raise ValueError(f"{self.key}: {one} and {other} go together")
@@ -99,40 +105,82 @@ def manifest_path(path: Path) -> Path:
     return path / PAIRS_FILE if path.is_dir() else path
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of a manifest as it stands there, good or not."""
+
+    number: int
+    """Of its last line in the file, counted from 1, as an editor shows it."""
+    clip: str
+    """What the row says it is, `dataset/subject/clip`, as far as it says so."""
+    pair: Pair | None
+    fault: str = ""
+    """Why there is no pair."""
+
+
 def read_pairs(path: Path) -> list[Pair]:
-    """Read a manifest, or the one in a folder.
+    """Read a manifest, or the one in a folder; `training.data.validate` names every fault of it.
 
     Raises: FileNotFoundError; ValueError naming the column or line that is wrong, or a clip that
     stands there twice.
     """
-    path = manifest_path(path)
     pairs: list[Pair] = []
-    lines: dict[str, int] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write the mark
-        reader = csv.DictReader(file)
-        missing = [name for name in _NAMES if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path.name} has no column {', '.join(missing)}")
-        for row in reader:
-            pair = _pair(row, f"{path.name}, line {reader.line_num}")
-            if pair.key in lines:
-                raise ValueError(
-                    f"{path.name}, line {reader.line_num}: {pair.key} is in line "
-                    f"{lines[pair.key]} already"
-                )
-            lines[pair.key] = reader.line_num
-            pairs.append(pair)
+    for line in read_lines(path):
+        if line.pair is None:
+            raise ValueError(f"{manifest_path(path).name}, line {line.number}: {line.fault}")
+        pairs.append(line.pair)
     return pairs
 
 
-def _pair(row: Mapping[str, str | None], place: str) -> Pair:
+def read_lines(path: Path) -> Iterator[Line]:
+    """Yield each row of a manifest, or of the one in a folder, with its fault if it has one.
+
+    Raises: FileNotFoundError; ValueError for a missing column and for what is no CSV in UTF-8.
+    """
+    path = manifest_path(path)
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write the mark
+        reader = csv.DictReader(file, restkey=_SURPLUS)
+        try:
+            missing = [name for name in _NAMES if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path.name} has no column {', '.join(missing)}")
+            yield from _lines(reader)
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{path.name} is not in UTF-8 (somewhere after line {reader.line_num})"
+            ) from None
+        except csv.Error as fault:
+            raise ValueError(f"{path.name}, after line {reader.line_num}: {fault}") from None
+
+
+_SURPLUS = "\n"
+"""Key of the fields beyond the header's: no column is called so."""
+
+
+def _lines(reader: "csv.DictReader[str]") -> Iterator[Line]:
+    seen: dict[str, int] = {}
+    for row in reader:
+        number = reader.line_num
+        fields = {name: (row.get(name) or "").strip() for name in (*_NAMES, *_SOURCES)}
+        name = "/".join(fields[part] for part in ("dataset", "subject", "clip"))
+        try:
+            pair = _pair(row, fields)
+        except ValueError as fault:
+            yield Line(number, name, None, str(fault))
+            continue
+        first = seen.setdefault(pair.key, number)
+        if first == number:
+            yield Line(number, name, pair)
+        else:
+            yield Line(number, name, None, f"{pair.key} is in line {first} already")
+
+
+def _pair(row: Mapping[str, str | list[str] | None], fields: Mapping[str, str]) -> Pair:
     if None in row.values():
-        raise ValueError(f"{place}: the row is cut short")
-    fields = {name: (row.get(name) or "").strip() for name in (*_NAMES, *_SOURCES)}
-    try:
-        return Pair(**fields)
-    except ValueError as fault:
-        raise ValueError(f"{place}: {fault}") from None
+        raise ValueError("the row is cut short")
+    if _SURPLUS in row:
+        raise ValueError("the row has more fields than there are columns (quote a comma)")
+    return Pair(**fields)
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -141,7 +189,8 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     writer = csv.DictWriter(text, (*_NAMES, *_SOURCES), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(pair) for pair in pairs)
-    write_text_atomically(path, text.getvalue())
+    data = text.getvalue().encode()  # UTF-8, whatever this machine's locale writes
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
