@@ -10,10 +10,9 @@ import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.errors import MfdanError
-from model.network import Mfdan
 from model.spec import ModelSpec
 from training.loop import CHECKPOINT, Run
 from training.onnx_file import HALF_FROM, clean, store_halves, write_model
@@ -55,8 +54,9 @@ def export_run(
     spec = replace(spec, name=name or spec.name, version=version or spec.version)
     exact, rounded = run.averaged_network(), run.averaged_network()
     round_to_half(rounded)
-    proto = to_onnx(rounded)
-    logits, probabilities = _differences(proto, exact, rounded)
+    side = run.config.network.image_size
+    proto = to_onnx(rounded, side)
+    logits, probabilities = _differences(proto, exact, rounded, side)
     if not logits <= _TOLERANCE:  # also when it is not a number
         raise ParityError(f"logits differ by {logits:.2e}, more than {_TOLERANCE:.0e}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,19 +65,18 @@ def export_run(
 
 
 @torch.no_grad()
-def round_to_half(network: Mfdan) -> None:
+def round_to_half(network: nn.Module) -> None:
     """Round the large weights, in place, to what half precision can hold."""
     for parameter in network.parameters():
         if parameter.numel() >= HALF_FROM:
             parameter.copy_(parameter.half().float())
 
 
-def to_onnx(network: Mfdan) -> onnx.ModelProto:
-    """Export a network in evaluation mode: inputs image and flow (batch, 3, S, S), output logits.
+def to_onnx(network: nn.Module, side: int) -> onnx.ModelProto:
+    """Export a network in evaluation mode: image, flow (batch, 3, side, side) → logits.
 
     Large weights that half precision can hold are stored so.
     """
-    side = network.config.image_size
     # Two tensors: passed twice, one would be traced as one input.
     example = torch.zeros(2, 3, side, side), torch.zeros(2, 3, side, side)
     batch = {0: torch.export.Dim("batch", min=1, max=4096)}
@@ -103,10 +102,11 @@ def to_onnx(network: Mfdan) -> onnx.ModelProto:
     return proto
 
 
-def _differences(proto: onnx.ModelProto, exact: Mfdan, rounded: Mfdan) -> tuple[float, float]:
+def _differences(
+    proto: onnx.ModelProto, exact: nn.Module, rounded: nn.Module, side: int
+) -> tuple[float, float]:
     """Return the largest difference of a logit to `rounded`, of a probability to `exact`."""
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    side = rounded.config.image_size
     draw = torch.Generator().manual_seed(0)
     logits, probabilities = [], []
     for batch in _BATCHES:

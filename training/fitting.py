@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,8 +17,11 @@ from rich.progress import (
 
 from model.spec import ModelSpec
 from training.config import RunConfig
+from training.data.dataset import rows_of
+from training.data.pairs import Split
 from training.data.prepare import Prepared, prepare
-from training.loop import Event, fit, stop_on_signals, time_step
+from training.loop import Event, FitData, fit, stop_on_signals, time_step
+from training.networks import DeviceName, device_of
 
 __all__ = ["fit_pairs_folder", "prepare_pairs_folder"]
 
@@ -50,33 +54,50 @@ def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the co
     minutes: float | None,
     workers: int,
     console: Console,
+    device: DeviceName = "cpu",
 ) -> bool:
-    """Prepare, then train until done or stopped; return whether it is done."""
+    """Prepare, then train until done or stopped; return whether it is done.
+
+    Who is kept from training, the config's shares of the people say; those of `val` are watched.
+    """
+    where = device_of(device)
     prepared = prepare_pairs_folder(config.spec(), pairs, workers, console)
+    train, watch = (rows_of(prepared, config.holdout, split) for split in _TRAIN_WATCH)
+    data = FitData(prepared, train, watch)
     if minutes is not None:
-        config = _within(minutes, config, prepared, out, console)
-    with stop_on_signals() as should_stop, _Bar(config, console) as bar:
-        run = fit(config, prepared, out, report=bar.report, should_stop=should_stop)
-    if run.step < config.steps:
+        config = _within(minutes, config, data, out, device=where, console=console)
+    with stop_on_signals() as should_stop, _Bar(data.basis(config).steps, console) as bar:
+        run = fit(config, data, out, device=where, report=bar.report, should_stop=should_stop)
+    if run.step < run.steps:
         console.print(f"stopped after step {run.step}; the same command goes on from there")
         return False
     console.print(f"trained {run.step} steps: {out}")
     return True
 
 
-def _within(
-    minutes: float, config: RunConfig, prepared: Prepared, out: Path, console: Console
+_TRAIN_WATCH: tuple[Split, Split] = ("train", "val")
+
+
+def _within(  # noqa: PLR0913 - what is timed, where, and who is told
+    minutes: float,
+    config: RunConfig,
+    data: FitData,
+    out: Path,
+    *,
+    device: torch.device,
+    console: Console,
 ) -> RunConfig:
     """Fix the number of steps that a time budget allows; a run that has begun keeps its own."""
     begun = out / "config.json"
     if begun.is_file():
-        return replace(config, steps=RunConfig.from_json(begun.read_text()).steps)
-    seconds = time_step(config, prepared)
+        of_before = RunConfig.from_json(begun.read_text())
+        return replace(config, steps=of_before.steps, epochs=of_before.epochs)
+    seconds = time_step(config, data, device=device)
     steps = int(minutes * 60 * (1 - _EVALUATION_SHARE) / seconds)
     if steps < 1:
         raise ValueError(f"{minutes:g} minutes are too few: a step takes {seconds:.2f} s")
     console.print(f"{seconds:.2f} s a step: {steps} steps in {minutes:g} minutes")
-    return replace(config, steps=steps)
+    return replace(config, steps=steps, epochs=None)
 
 
 def _columns() -> tuple[BarColumn | TextColumn | MofNCompleteColumn, ...]:
@@ -88,8 +109,8 @@ class _Bar:
 
     _LINE_EVERY = 50
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self._steps = config.steps
+    def __init__(self, steps: int, console: Console) -> None:
+        self._steps = steps
         self._console = console
         self._progress = Progress(
             *_columns(),
@@ -98,7 +119,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=console,
         )
-        self._task = self._progress.add_task("fit", total=config.steps, loss=0.0, seconds=0.0)
+        self._task = self._progress.add_task("fit", total=steps, loss=0.0, seconds=0.0)
         self._loss = self._seconds = 0.0
 
     def __enter__(self) -> Self:

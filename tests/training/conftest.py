@@ -11,7 +11,9 @@ import pytest
 from drawn_pairs import MOVES, PEOPLE, TINY, Fitted, as_toml, draw_pair, write_rows
 
 from training.config import RunConfig
+from training.data.dataset import rows_of
 from training.data.prepare import Prepared, prepare
+from training.loop import FitData
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +32,13 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(pairs_folder: Path, tiny_config: RunConfig) -> Prepared:
     return prepare(pairs_folder, tiny_config.spec(), workers=1)
+
+
+@pytest.fixture(scope="session")
+def fit_data(prepared: Prepared, tiny_config: RunConfig) -> FitData:
+    """The training people; those of `val` are watched."""
+    train, watch = (rows_of(prepared, tiny_config.holdout, split) for split in ("train", "val"))
+    return FitData(prepared, train, watch)
 
 
 @pytest.fixture(scope="session")

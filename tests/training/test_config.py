@@ -69,11 +69,9 @@ def test_a_bad_config_is_refused_with_its_field_named(
 def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(
     tiny_config: RunConfig,
 ) -> None:
-    config = replace(
-        tiny_config, steps=120, warmup_fraction=1 / 6, learning_rate=1.0, final_rate=0.1
-    )
-    assert learning_rate(config, 0) == pytest.approx(1 / 20)
-    assert learning_rate(config, 19) == pytest.approx(1)
-    assert learning_rate(config, 20) == pytest.approx(1)
-    assert learning_rate(config, 70) == pytest.approx(0.55)
-    assert learning_rate(config, 119) == pytest.approx(0.1, abs=0.001)
+    config = replace(tiny_config, warmup_fraction=1 / 6, learning_rate=1.0, final_rate=0.1)
+    assert learning_rate(config, 0, 120) == pytest.approx(1 / 20)
+    assert learning_rate(config, 19, 120) == pytest.approx(1)
+    assert learning_rate(config, 20, 120) == pytest.approx(1)
+    assert learning_rate(config, 70, 120) == pytest.approx(0.55)
+    assert learning_rate(config, 119, 120) == pytest.approx(0.1, abs=0.001)

@@ -103,7 +103,7 @@ def test_a_graph_that_differs_from_torch_is_not_written(
     wrong = onnx.load(exported)
     (bias,) = (t for t in wrong.graph.initializer if t.name == "head.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
-    monkeypatch.setattr(export, "to_onnx", lambda _network: wrong)
+    monkeypatch.setattr(export, "to_onnx", lambda _network, _side: wrong)
     with pytest.raises(ParityError, match="logits differ by 1"):
         export_run(run_folder, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []

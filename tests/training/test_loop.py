@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from training.config import RunConfig
-from training.data.prepare import Prepared
-from training.loop import CHECKPOINT, Event, Run, fit, stop_on_signals
+from training.loop import CHECKPOINT, Basis, Event, FitData, Run, fit, stop_on_signals
 
 
 def stop_after(steps: int) -> Callable[[], bool]:
@@ -19,12 +18,12 @@ def stop_after(steps: int) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path, stop: int
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path, stop: int
 ) -> None:
-    whole = fit(tiny_config, prepared, tmp_path / "whole")
-    begun = fit(tiny_config, prepared, tmp_path / "cut", should_stop=stop_after(stop))
+    whole = fit(tiny_config, fit_data, tmp_path / "whole")
+    begun = fit(tiny_config, fit_data, tmp_path / "cut", should_stop=stop_after(stop))
     assert begun.step == stop
-    resumed = fit(tiny_config, prepared, tmp_path / "cut")
+    resumed = fit(tiny_config, fit_data, tmp_path / "cut")
     assert resumed.step == whole.step == tiny_config.steps
     for name, weight in whole.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], weight), name
@@ -34,16 +33,16 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     def die(event: Event) -> None:
         if event.step == 5:  # the last checkpoint is of step 4
             raise KeyboardInterrupt
 
-    whole = fit(tiny_config, prepared, tmp_path / "whole")
+    whole = fit(tiny_config, fit_data, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny_config, prepared, tmp_path / "cut", report=die)
-    resumed = fit(tiny_config, prepared, tmp_path / "cut")
+        fit(tiny_config, fit_data, tmp_path / "cut", report=die)
+    resumed = fit(tiny_config, fit_data, tmp_path / "cut")
     assert torch.equal(resumed.average["head.weight"], whole.average["head.weight"])
     steps = [
         line.split(",")[:2] for line in (tmp_path / "cut" / "steps.csv").read_text().splitlines()
@@ -52,58 +51,58 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(
 
 
 def test_a_finished_run_does_nothing_more(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
-    fit(tiny_config, prepared, tmp_path)
+    fit(tiny_config, fit_data, tmp_path)
     events: list[Event] = []
-    assert fit(tiny_config, prepared, tmp_path, report=events.append).step == tiny_config.steps
+    assert fit(tiny_config, fit_data, tmp_path, report=events.append).step == tiny_config.steps
     assert events == []
 
 
 def test_another_config_does_not_go_on_with_a_checkpoint(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
-    fit(tiny_config, prepared, tmp_path, should_stop=stop_after(1))
+    fit(tiny_config, fit_data, tmp_path, should_stop=stop_after(1))
     changed = replace(tiny_config, learning_rate=0.5, seed=2)
     with pytest.raises(ValueError, match="another seed, learning_rate"):
-        fit(changed, prepared, tmp_path)
+        fit(changed, fit_data, tmp_path)
 
 
 def test_held_out_people_are_scored_on_time_and_at_the_end(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     events: list[Event] = []
-    fit(replace(tiny_config, steps=4), prepared, tmp_path, report=events.append)
+    fit(replace(tiny_config, steps=4), fit_data, tmp_path, report=events.append)
     assert [event.step for event in events if event.scores] == [3, 4]
 
 
 def test_scoring_more_often_does_not_change_what_is_learned(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     often, never = (
-        fit(replace(tiny_config, evaluate_every=every), prepared, tmp_path / str(every))
+        fit(replace(tiny_config, evaluate_every=every), fit_data, tmp_path / str(every))
         for every in (1, 100)
     )
     assert torch.equal(often.average["head.weight"], never.average["head.weight"])
 
 
 def test_training_brings_the_loss_down(
-    prepared: Prepared, tiny_config: RunConfig, tmp_path: Path
+    fit_data: FitData, tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     losses: list[float] = []
     config = replace(tiny_config, steps=40, learning_rate=3e-3, evaluate_every=40)
-    fit(config, prepared, tmp_path, report=lambda event: losses.append(event.loss))
+    fit(config, fit_data, tmp_path, report=lambda event: losses.append(event.loss))
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
-def test_bfloat16_trains_too(prepared: Prepared, tiny_config: RunConfig, tmp_path: Path) -> None:
+def test_bfloat16_trains_too(fit_data: FitData, tiny_config: RunConfig, tmp_path: Path) -> None:
     events: list[Event] = []
-    fit(replace(tiny_config, bfloat16=True, steps=2), prepared, tmp_path, report=events.append)
+    fit(replace(tiny_config, bfloat16=True, steps=2), fit_data, tmp_path, report=events.append)
     assert all(0 < event.loss < 10 for event in events)
 
 
 def test_the_exported_weights_are_the_running_average(tiny_config: RunConfig) -> None:
-    run = Run(replace(tiny_config, average_decay=0.25))
+    run = Run(replace(tiny_config, average_decay=0.25), Basis(steps=6))
     before = run.average["head.weight"].clone()
     batch = torch.rand(4, 3, 64, 64)
     run.train_step(batch, batch, torch.tensor([0, 1, 2, 0]))
@@ -113,7 +112,7 @@ def test_the_exported_weights_are_the_running_average(tiny_config: RunConfig) ->
 
 
 def test_a_checkpoint_tells_config_step_and_commit(tiny_config: RunConfig, tmp_path: Path) -> None:
-    run = Run(tiny_config)
+    run = Run(tiny_config, Basis(steps=6))
     run.step = 3
     run.commit = "abc"
     run.save(tmp_path / CHECKPOINT)

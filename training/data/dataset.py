@@ -1,7 +1,7 @@
 """Prepared pairs → samples of the network, in an order that is a function of the step alone."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,8 @@ __all__ = [
     "EvaluationPairs",
     "StepSampler",
     "TrainingPairs",
+    "class_indices",
+    "labelled",
     "mirror",
     "rows_of",
     "training_loader",
@@ -27,6 +29,23 @@ __all__ = [
 
 Sample = tuple[Tensor, Tensor, int]
 """image (3, S, S), flow (3, S, S), class index; batched by the loader."""
+
+
+def labelled(rows: Iterable[PreparedRow], config: RunConfig) -> list[PreparedRow]:
+    """Return the rows whose label is one of the network's classes.
+
+    Raises: ValueError naming the rows whose label the config does not know.
+    """
+    rows = list(rows)
+    labels = config.labels
+    labels.check(row.pair for row in rows)
+    return [row for row in rows if labels.index_of(row.pair.label) is not None]
+
+
+def class_indices(rows: Iterable[PreparedRow], config: RunConfig) -> list[int]:
+    """Return the class of each row, as the place of its logit; all of them have one."""
+    labels = config.labels
+    return [labels.classes.index(labels.class_of(row.pair.label) or "") for row in rows]
 
 
 def rows_of(prepared: Prepared, holdout: Holdout, split: Split) -> list[PreparedRow]:
@@ -59,17 +78,22 @@ class EvaluationPairs(Dataset[Sample]):
         self._prepared = prepared
         self._config = config
         self._spec = config.spec()
-        self.rows = [row for row in rows if row.pair.label in config.classes]
+        self.rows = labelled(rows, config)
+        self.targets = class_indices(self.rows, config)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep these pairs only, in this order."""
+        self.rows = [self.rows[index] for index in indices]
+        self.targets = [self.targets[index] for index in indices]
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
         onset, flow = self._prepared.arrays(row)
         image, motion = network_inputs(onset, flow, self._spec)
-        label = self._config.classes.index(row.pair.label)
-        return torch.from_numpy(image), torch.from_numpy(motion), label
+        return torch.from_numpy(image), torch.from_numpy(motion), self.targets[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +115,8 @@ class TrainingPairs(Dataset[Sample]):
         self._prepared = prepared
         self._config = config
         self._spec = config.spec()
-        self.rows = [row for row in rows if row.pair.label in config.classes]
+        self.rows = labelled(rows, config)
+        self.targets = class_indices(self.rows, config)
         if not self.rows:
             raise ValueError("no labelled pair is left to train on")
 
@@ -108,8 +133,7 @@ class TrainingPairs(Dataset[Sample]):
         onset = _relight(onset, config.brightness, random)
         alpha = random.uniform(config.alpha_min, config.alpha_max)
         image, motion = network_inputs(onset, flow, self._spec, alpha)
-        label = config.classes.index(row.pair.label)
-        return torch.from_numpy(image), torch.from_numpy(motion), label
+        return torch.from_numpy(image), torch.from_numpy(motion), self.targets[draw.row]
 
 
 class StepSampler(Sampler[list[Draw]]):
@@ -140,13 +164,14 @@ class StepSampler(Sampler[list[Draw]]):
 
 
 def training_loader(
-    pairs: TrainingPairs, config: RunConfig, first: int, last: int
+    pairs: TrainingPairs, config: RunConfig, first: int, last: int, *, pin: bool = False
 ) -> DataLoader[Sample]:
-    """Load the batches of steps `first` … `last - 1`."""
+    """Load the batches of steps `first` … `last - 1`, into pinned memory for a GPU."""
     return DataLoader(
         pairs,
         batch_sampler=StepSampler(len(pairs), config, first, last),
         num_workers=config.loader_workers,
+        pin_memory=pin,
         # Its own generator: the loader would draw from torch's global one, and a resumed run
         # would then see other dropout than an uninterrupted one.
         generator=torch.Generator(),
