@@ -54,6 +54,9 @@ class MfdanConfig:
     """Side of an attention window, tokens (paper)."""
     dropkey: float = 0.4
     """Probability of dropping a key for a query: .4 CASME II, .3 SAMM and SMIC (paper)."""
+    flow_attention: bool = True
+    """Off, image tokens attend by their own queries alone: the paper's ablation. What makes the
+    flow's tokens is left out then; the flow encoder stays."""
     mlp_ratio: int = 4
     """Hidden width of a layer's MLP over its channels (ours)."""
     encoder_channels: tuple[int, int] = (96, 256)
@@ -153,26 +156,29 @@ class FlowDrivenAttention(nn.Module):
     """Image tokens attend by their own queries and by the flow's, to the same keys and values.
 
     S_self = Q_m K_mᵀ / √d + B;  S_flow = cos(Q_f, K_m) / τ + B;
-    out = softmax(S_self + M) V_m + softmax(S_flow + M) V_m  (paper), then one linear layer that
-    mixes the heads (ours, as in Swin). B is a learned table over relative offsets (ours: the
-    first Swin's form) and τ ≥ .01 is learned per head from .1 (ours, as in Swin V2). W_qkv has no
-    bias (ours), so that only the direction of a flow token matters in S_flow.
+    out = softmax(S_self + M) V_m + softmax(S_flow + M) V_m  (paper; its ablation drops the second
+    half), then one linear layer that mixes the heads (ours, as in Swin). B is a learned table over
+    relative offsets (ours: the first Swin's form) and τ ≥ .01 is learned per head from .1 (ours,
+    as in Swin V2). W_qkv has no bias (ours), so that only the direction of a flow token matters
+    in S_flow.
     """
 
     _TAU_MIN = 0.01
 
-    def __init__(self, channels: int, heads: int, window: int, dropkey: float) -> None:
+    def __init__(
+        self, channels: int, heads: int, window: int, dropkey: float, *, flow_attention: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.out = nn.Linear(channels, channels)
-        self.tau = nn.Parameter(torch.full((heads, 1, 1), 0.1))
+        self.tau = nn.Parameter(torch.full((heads, 1, 1), 0.1)) if flow_attention else None
         self.bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.dropkey = DropKey(dropkey)
         self.register_buffer("_offsets", _relative_positions(window), persistent=False)
 
-    def forward(self, image: Tensor, flow: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, flow: Tensor | None, allowed: Tensor | None = None) -> Tensor:
         """Attend inside windows: image and flow tokens (g n c) → (g n c).
 
         `allowed` is a shift mask (windows of one pair, n, n), or None where all keys are in play.
@@ -181,31 +187,54 @@ class FlowDrivenAttention(nn.Module):
         if self.training and self.dropkey.rate:
             # Drawn once and added to both scores, after bias and shift mask.
             mask = self.dropkey(s_self.shape, s_self.detach() > -math.inf)
-            s_self, s_flow = s_self + mask, s_flow + mask
-        attention = s_self.softmax(dim=-1) + s_flow.softmax(dim=-1)
+            s_self = s_self + mask
+            s_flow = None if s_flow is None else s_flow + mask
+        attention = s_self.softmax(dim=-1)
+        if s_flow is not None:
+            attention = attention + s_flow.softmax(dim=-1)
         return cast("Tensor", self.out(rearrange(attention @ values, "g k n d -> g n (k d)")))
 
+    def received(self, image: Tensor, flow: Tensor | None) -> Tensor:
+        """Return the attention that each token receives as a key, times n: (g n m), 1 when even.
+
+        Mean over heads and over the queries of the window, m scores: by S_self and, where flow
+        drives, by S_flow. Without DropKey.
+        """
+        s_self, s_flow, _values = self.scores(image, flow, None)
+        scores = [s_self] if s_flow is None else [s_self, s_flow]
+        maps = [score.softmax(dim=-1).mean(dim=(1, 2)) for score in scores]
+        return torch.stack(maps, dim=-1) * image.shape[1]
+
     def scores(
-        self, image: Tensor, flow: Tensor, allowed: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return S_self, S_flow (g k n n), with bias and shift mask, and the values (g k n d)."""
+        self, image: Tensor, flow: Tensor | None, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return S_self, S_flow (g k n n), with bias and shift mask, and the values (g k n d).
+
+        S_flow is None where the flow does not drive the attention.
+        """
         q_m, k_m, v_m = rearrange(self.qkv(image), "g n (t k d) -> t g k n d", t=3, k=self.heads)
+        bias = self._position_bias(allowed)  # (k n n) or, for w windows of a pair, (w k n n)
+        # √d and τ divide the queries, not the n times larger scores.
+        s_self = _add_bias((q_m / math.sqrt(q_m.shape[-1])) @ k_m.mT, bias)
+        if self.tau is None or flow is None:
+            return s_self, None, v_m
         w_q = self.qkv.weight[: image.shape[-1]]
         q_f = rearrange(F.linear(flow, w_q), "g n (k d) -> g k n d", k=self.heads)
-        # √d and τ divide the queries, not the n times larger scores.
-        s_self = (q_m / math.sqrt(q_m.shape[-1])) @ k_m.mT
         s_flow = (_unit(q_f) / self.tau.clamp(min=self._TAU_MIN)) @ _unit(k_m).mT
-        bias = self._position_bias(allowed)  # (k n n) or, for w windows of a pair, (w k n n)
-        if allowed is None:
-            return s_self + bias, s_flow + bias, v_m
-        s_self, s_flow = (s.unflatten(0, (-1, len(allowed))) + bias for s in (s_self, s_flow))
-        return s_self.flatten(0, 1), s_flow.flatten(0, 1), v_m
+        return s_self, _add_bias(s_flow, bias), v_m
 
     def _position_bias(self, allowed: Tensor | None) -> Tensor:
         """B (k n n); under a shift mask (w n n) it is (w k n n), -∞ where a key is forbidden."""
         offsets = cast("Tensor", self._offsets)
         bias = rearrange(self.bias_table[offsets], "n m k -> k n m")
         return bias if allowed is None else bias.masked_fill(~allowed[:, None], -math.inf)
+
+
+def _add_bias(scores: Tensor, bias: Tensor) -> Tensor:
+    """Add (k n n) to each window's scores (g k n n), or (w k n n) to those of each pair."""
+    if bias.dim() == 3:  # noqa: PLR2004 - k n n
+        return scores + bias
+    return (scores.reshape(-1, len(bias), *scores.shape[1:]) + bias).flatten(0, 1)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -222,7 +251,9 @@ class FlowDrivenLayer(nn.Module):
         self.grid = grid
         self.window = config.window
         self.shift = shift
-        self.attention = FlowDrivenAttention(channels, heads, config.window, config.dropkey)
+        self.attention = FlowDrivenAttention(
+            channels, heads, config.window, config.dropkey, flow_attention=config.flow_attention
+        )
         self.attention_norm = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
             nn.Linear(channels, config.mlp_ratio * channels),
@@ -233,12 +264,22 @@ class FlowDrivenLayer(nn.Module):
         allowed = shift_mask(grid, config.window, shift) if shift else None
         self.register_buffer("_allowed", allowed, persistent=False)
 
-    def forward(self, image: Tensor, flow: Tensor) -> Tensor:
+    def forward(self, image: Tensor, flow: Tensor | None) -> Tensor:
         """Image tokens (b h w c), driven by flow tokens (b h w c) → image tokens (b h w c)."""
         allowed = cast("Tensor | None", self._allowed)
-        attended = self.attention(self._windows(image), self._windows(flow), allowed)
+        driving = None if flow is None else self._windows(flow)
+        attended = self.attention(self._windows(image), driving, allowed)
         image = image + self.attention_norm(self._tokens(attended))
         return image + cast("Tensor", self.mlp_norm(self.mlp(image)))
+
+    def received(self, image: Tensor, flow: Tensor | None) -> Tensor:
+        """Return what each token receives as a key in a layer without shift: (b m h w).
+
+        As in `FlowDrivenAttention.received`.
+        """
+        driving = None if flow is None else self._windows(flow)
+        maps = self._tokens(self.attention.received(self._windows(image), driving))
+        return rearrange(maps, "b h w m -> b m h w")
 
     def _windows(self, tokens: Tensor) -> Tensor:
         if self.shift:
@@ -260,7 +301,7 @@ class FlowDrivenStage(nn.Module):
         self.w_driven = FlowDrivenLayer(channels, heads, (grid, grid), 0, config)
         self.sw_driven = FlowDrivenLayer(channels, heads, (grid, grid), shift, config)
 
-    def forward(self, image: Tensor, flow: Tensor) -> Tensor:
+    def forward(self, image: Tensor, flow: Tensor | None) -> Tensor:
         """Image and flow tokens (b h w c) → image tokens (b h w c)."""
         return cast("Tensor", self.sw_driven(self.w_driven(image, flow), flow))
 
@@ -364,8 +405,8 @@ class MfdanFeatures:
     """After stage 2: (b h/8 w/8 8c)."""
     flow_vector: Tensor
     """(b f)."""
-    flow_tokens: tuple[Tensor, Tensor]
-    """Of stage 1 (b h w c) and of stage 2 (b h/8 w/8 8c)."""
+    flow_tokens: tuple[Tensor, Tensor] | None
+    """Of stage 1 (b h w c) and of stage 2 (b h/8 w/8 8c); None without flow attention."""
 
 
 class Mfdan(nn.Module):
@@ -377,10 +418,13 @@ class Mfdan(nn.Module):
         width = 8 * config.channels
         self.flow_encoder = FlowEncoder(config)
         self.embed_image = PatchEmbedding(config.patch, config.channels)
-        self.embed_flow = PatchEmbedding(config.patch, config.channels)
+        self.embed_flow = (
+            PatchEmbedding(config.patch, config.channels) if config.flow_attention else None
+        )
         self.stage1 = FlowDrivenStage(config.channels, config.heads[0], config.grid, config)
         self.merge_image = _merge_thrice(config.channels)
-        self.merge_flow = _merge_thrice(config.channels)  # weights of its own: ours
+        # Weights of its own: ours.
+        self.merge_flow = _merge_thrice(config.channels) if config.flow_attention else None
         self.stage2 = FlowDrivenStage(width, config.heads[1], config.grid // 8, config)
         self.head = nn.Linear(width + config.flow_vector, config.classes)
         self.apply(_initialise)
@@ -393,11 +437,28 @@ class Mfdan(nn.Module):
 
     def features(self, image: Tensor, flow: Tensor) -> MfdanFeatures:
         """Everything before the head."""
-        flow1 = self.embed_flow(flow)
-        flow2 = self.merge_flow(flow1)  # the embedded flow: it never passes through stage 1
+        flow_tokens = self._flow_tokens(flow)
+        flow1, flow2 = flow_tokens or (None, None)
         tokens = self.stage1(self.embed_image(image), flow1)
         tokens = self.stage2(self.merge_image(tokens), flow2)
-        return MfdanFeatures(tokens, self.flow_encoder(flow), (flow1, flow2))
+        return MfdanFeatures(tokens, self.flow_encoder(flow), flow_tokens)
+
+    def _flow_tokens(self, flow: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.embed_flow is None or self.merge_flow is None:
+            return None
+        tokens = self.embed_flow(flow)
+        return tokens, self.merge_flow(tokens)  # the embedded flow: it never passes through stage 1
+
+    @torch.no_grad()
+    def attention_maps(self, image: Tensor, flow: Tensor) -> Tensor:
+        """Say where the W-driven layer of stage 1 looks: (b 3 s s) twice → (b m h w).
+
+        Map 0 comes from S_self, map 1 from S_flow; without flow attention there is map 0 only.
+        Each token's value is the attention that it receives as a key, mean over the heads and
+        over the queries of its window, times the tokens of a window: 1 is even attention.
+        """
+        driving = None if self.embed_flow is None else self.embed_flow(flow)
+        return self.stage1.w_driven.received(self.embed_image(image), driving)
 
 
 def _initialise(module: nn.Module) -> None:

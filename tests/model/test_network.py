@@ -1,6 +1,7 @@
 """MFDAN does what its paper states, at a size that runs in a second."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -248,6 +249,66 @@ def test_a_flow_that_is_zero_everywhere_gives_finite_gradients() -> None:
     image, flow = pair()
     network(image, torch.zeros_like(flow)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def undriven_network() -> Mfdan:
+    torch.manual_seed(0)
+    return Mfdan(replace(SMALL, flow_attention=False))
+
+
+def test_without_flow_attention_the_output_is_the_self_attended_half_alone() -> None:
+    module = FlowDrivenAttention(12, 3, 2, 0.5, flow_attention=False).eval()
+    image = torch.rand(5, 4, 12)
+    s_self, s_flow, values = module.scores(image, image, None)
+    assert s_flow is None
+    expected = module.out((s_self.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(module(image, None), expected)
+
+
+def test_without_flow_attention_the_flow_reaches_the_head_through_its_encoder_alone() -> None:
+    network = undriven_network().eval()
+    image, flow = pair()
+    before, after = network.features(image, flow), network.features(image, -flow)
+    assert torch.equal(before.image_tokens, after.image_tokens)
+    assert not torch.equal(before.flow_vector, after.flow_vector)
+    assert before.flow_tokens is None
+
+
+def test_without_flow_attention_no_parameter_is_left_without_a_gradient() -> None:
+    network = undriven_network().train()
+    network(*pair(4)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert not [
+        name for name, _ in network.named_parameters() if "flow" in name and "encoder" not in name
+    ]
+
+
+def test_attention_maps_say_what_each_token_receives_as_a_key() -> None:
+    """Against the definition, window by window: 64 pixels, 16 tokens a side, windows of 2."""
+    network = small_network().eval()
+    image, flow = pair(3)
+    maps = network.attention_maps(image, flow)
+    assert maps.shape == (3, 2, 16, 16)
+    attention = network.stage1.w_driven.attention
+    tokens = window_partition(network.embed_image(image), 2)
+    driving = window_partition(network.embed_flow(flow), 2)
+    s_self, s_flow, _ = attention.scores(tokens, driving, None)
+    window = 64 + 8 * 2 + 3  # pair 1, third row of windows, fourth column
+    for which, score in enumerate((s_self, s_flow)):
+        received = score.softmax(dim=-1)[window].mean(dim=0).mean(dim=0) * 4
+        torch.testing.assert_close(maps[1, which, 4:6, 6:8].flatten(), received)
+
+
+def test_attention_maps_are_even_on_average_in_every_window() -> None:
+    maps = small_network().train().attention_maps(*pair(2))  # in training too: no DropKey here
+    means = window_partition(maps.movedim(1, -1), 2).mean(dim=1)
+    torch.testing.assert_close(means, torch.ones_like(means))
+
+
+def test_without_flow_attention_there_is_one_attention_map() -> None:
+    assert undriven_network().attention_maps(*pair(2)).shape == (2, 1, 16, 16)
 
 
 def test_eight_pairs_are_overfitted() -> None:
