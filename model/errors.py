@@ -7,7 +7,12 @@ MfdanError
 │   ├── BrokenImage         a known format, but truncated or corrupt
 │   ├── ImageTooLarge       more bytes or pixels than allowed
 │   ├── ImageTooSmall       fewer pixels than a face needs
-│   └── FrameSizeMismatch   onset and apex do not share one geometry
+│   ├── FrameSizeMismatch   onset and apex do not share one geometry
+│   ├── NotAClip            bytes of no known video format, or without a picture in them
+│   ├── BrokenClip          a known video format, but truncated or corrupt
+│   ├── ClipTooLarge        more pixels, frames or seconds than allowed
+│   ├── TooFewFrames        a clip without an onset and an apex
+│   └── BadFlow             ready-made flow that is not u and v
 └── ModelError              the model cannot be used
     ├── ModelNotFound       no such file or name
     ├── SpecInvalid         the spec is not one
@@ -15,7 +20,10 @@ MfdanError
 """
 
 __all__ = [
+    "BadFlow",
+    "BrokenClip",
     "BrokenImage",
+    "ClipTooLarge",
     "EmptyImage",
     "FrameSizeMismatch",
     "ImageTooLarge",
@@ -24,10 +32,12 @@ __all__ = [
     "MfdanError",
     "ModelError",
     "ModelNotFound",
+    "NotAClip",
     "NotAnImage",
     "ShapeError",
     "SpecInvalid",
     "SpecMismatch",
+    "TooFewFrames",
 ]
 
 
@@ -78,6 +88,36 @@ class FrameSizeMismatch(InputError):
     """Onset and apex do not share one geometry."""
 
     code = "frame_size_mismatch"
+
+
+class NotAClip(InputError):
+    """The bytes are of no video format that mfdan reads, or hold no picture stream."""
+
+    code = "not_a_clip"
+
+
+class BrokenClip(InputError):
+    """A known video format, but truncated or corrupt."""
+
+    code = "broken_clip"
+
+
+class ClipTooLarge(InputError):
+    """More pixels, frames or seconds than the limits allow."""
+
+    code = "clip_too_large"
+
+
+class TooFewFrames(InputError):
+    """A clip of fewer frames than an onset and an apex."""
+
+    code = "too_few_frames"
+
+
+class BadFlow(InputError):
+    """A ready-made flow field that is not u and v of one picture."""
+
+    code = "bad_flow"
 
 
 class ModelError(MfdanError):

@@ -1,4 +1,4 @@
-"""`mfdan-train prepare` and `mfdan-train fit`: the work behind them, with its progress shown."""
+"""`mfdan-train fit`: the work behind it, with its progress shown."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,35 +15,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from model.spec import ModelSpec
 from training.config import RunConfig
 from training.data.dataset import rows_of
 from training.data.pairs import Split
-from training.data.prepare import Prepared, prepare
 from training.loop import Event, FitData, fit, stop_on_signals, time_step
 from training.networks import DeviceName, device_of
+from training.preparing import prepare_pairs_folder
 
 __all__ = ["fit_pairs_folder", "prepare_pairs_folder"]
 
 _EVALUATION_SHARE = 0.05
 """Of a time budget that scoring and checkpoints take beside the steps."""
-
-
-def prepare_pairs_folder(spec: ModelSpec, pairs: Path, workers: int, console: Console) -> Prepared:
-    """Prepare a pairs folder for a spec; print which pairs were left out, and why."""
-    with Progress(*_columns(), console=console) as progress:
-        task = progress.add_task("prepare", total=None)
-        prepared = prepare(
-            pairs,
-            spec,
-            workers=workers,
-            report=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    if prepared.dropped:
-        console.print(f"{len(prepared.dropped)} pairs are left out:")
-        for clip, reason in sorted(prepared.dropped.items()):
-            console.print(f"  {clip}: {reason}", highlight=False)
-    return prepared
 
 
 def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the command

@@ -1,37 +1,37 @@
-"""Pairs folder → prepared arrays: the slow part of preprocessing, done once.
+"""Manifest → prepared arrays: the slow part of preprocessing, done once.
 
-A prepared folder holds shards of a few dozen pairs. Shard 7 is `7.onset.npy` (n, S, S, 3) uint8,
-`7.flow.npy` (n, 2, S, S) float16 and, written last, `7.json` with its rows; a shard without its
-JSON does not exist. Face, alignment, flow and rigid motion come from `model.pipeline`, the code
-that serves.
+A prepared folder lies beside its manifest and holds shards of a few pairs. Shard 7 is
+`7.onset.npy` (n, S, S, 3) uint8, `7.flow.npy` (n, 2, S, S) float16 and, written last, `7.json` with
+its rows; a shard without its JSON does not exist. Face, alignment, flow and rigid motion come from
+`model.pipeline`, the code that serves; `training.data.sources` reads each kind of row.
 """
 
 import functools
 import hashlib
+import io
 import json
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decode import decode_image
-from model.errors import InputError
 from model.pipeline import AlignedPair, Motion, Preprocessor
 from model.spec import ModelSpec
-from training.data.pairs import Pair, read_pairs
-from training.files import write_atomically, write_text_atomically
+from training.data.pairs import Pair, manifest_path, read_pairs
+from training.data.processes import in_processes
+from training.data.ready import ReadyPair
+from training.data.sources import UNUSABLE, read_frames, read_ready
+from training.files import write_atomically
 
-__all__ = ["Prepared", "PreparedRow", "prepare", "prepared_folder"]
+__all__ = ["Prepared", "PreparedRow", "open_prepared", "prepare", "prepared_folder"]
 
-SHARD_PAIRS = 64
+SHARD_PAIRS = 16
+"""Few, so that a small set keeps many cores busy and little is lost when a run is killed."""
+_NO_FACE = "no face was found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,23 @@ class PreparedRow:
 
     pair: Pair
     motion: Motion
+    """All NaN where nobody knows how far the face moved (`training.data.ready`)."""
     shard: int
     position: int
 
 
-def prepared_folder(pairs: Path, spec: ModelSpec) -> Path:
-    """Return where the prepared arrays of a pairs folder lie for a spec."""
-    return pairs / f"prepared-{spec.preprocessing_key()}"
+def prepared_folder(manifest: Path, spec: ModelSpec) -> Path:
+    """Return where the prepared arrays of a manifest (or the one in a folder) lie for a spec."""
+    path = manifest_path(manifest)
+    return path.parent / f"{_prefix(path)}{spec.preprocessing_key()}"
+
+
+def _prefix(manifest: Path) -> str:
+    return f"prepared-{manifest.stem}-"
 
 
 def prepare(
-    pairs: Path,
+    manifest: Path,
     spec: ModelSpec,
     *,
     workers: int = 0,
@@ -59,36 +65,48 @@ def prepare(
     """Prepare what is not yet prepared; interrupted, it goes on where it stopped.
 
     `workers` processes share the work, one for each core when 0; `report` hears how many pairs
-    are done, of how many. Pairs whose pictures cannot be read or show no face are left out and
-    named in `Prepared.dropped`. Raises: FileNotFoundError, ValueError.
+    are done, of how many. Rows whose files are missing, cannot be read or show no face are left
+    out and named in `Prepared.dropped`; once a file is put right, its shard is prepared again.
+    Raises: FileNotFoundError, ValueError for a bad manifest; OSError naming what cannot be
+    written, which leaves every finished shard as it is.
     """
-    folder = prepared_folder(pairs, spec)
-    rows = read_pairs(pairs)
-    folder.mkdir(exist_ok=True)
-    shards = [
-        _Shard(folder, number, tuple(rows[start : start + SHARD_PAIRS]))
-        for number, start in enumerate(range(0, len(rows), SHARD_PAIRS))
-    ]
+    shards = _shards(manifest, spec)
+    if shards:
+        shards[0].folder.mkdir(exist_ok=True)
+    total = sum(len(shard.rows) for shard in shards)
     todo = [shard for shard in shards if shard.read_index() is None]
-    done = len(rows) - sum(len(shard.rows) for shard in todo)
-    report(done, len(rows))
-    if todo:
-        # Spawned, not forked: a forked child would inherit the locks of this process's threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            min(workers or os.cpu_count() or 1, len(todo)), context, _start_worker
-        ) as pool:
-            jobs = {
-                pool.submit(_prepare_shard, shard, pairs, spec.to_json()): shard for shard in todo
-            }
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-                    done += len(jobs[job].rows)
-                    report(done, len(rows))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    done = total - sum(len(shard.rows) for shard in todo)
+    report(done, total)
+    work = functools.partial(_prepare_shard, spec_json=spec.to_json())
+    for shard, _ in in_processes(work, todo, workers):
+        done += len(shard.rows)
+        report(done, total)
+    return Prepared(shards)
+
+
+def open_prepared(manifest: Path, spec: ModelSpec) -> "Prepared":
+    """Open what `prepare` made, for those that must not prepare: many processes at once.
+
+    Raises: FileNotFoundError; ValueError if it was prepared for other specs only, or a row is not
+    prepared, or its files changed since.
+    """
+    path = manifest_path(manifest)
+    shards = _shards(path, spec)
+    command = f"run `mfdan-train prepare {path}` with this config"
+    if shards and not shards[0].folder.is_dir():
+        keys = [folder.name for folder in path.parent.glob(f"{_prefix(path)}*")]
+        found = [key.removeprefix(_prefix(path)) for key in sorted(keys)]
+        others = f" (it is for {', '.join(found)}: another alignment, flow or size)"
+        raise ValueError(
+            f"{path.name} is not prepared for the spec {spec.preprocessing_key()}"
+            f"{others if found else ''}: {command}"
+        )
+    stale = [shard for shard in shards if shard.read_index() is None]
+    if stale:
+        raise ValueError(
+            f"{sum(len(shard.rows) for shard in stale)} rows of {path.name} are not prepared, or "
+            f"changed since, among them {stale[0].rows[0].key}: {command}"
+        )
     return Prepared(shards)
 
 
@@ -96,32 +114,60 @@ def prepare(
 class _Shard:
     folder: Path
     number: int
+    root: Path
+    """Of the rows' paths."""
     rows: tuple[Pair, ...]
+    digest: str
+    """Of the rows, and of their files' sizes and times when the manifest was read."""
 
     def path(self, kind: str) -> Path:
         return self.folder / f"{self.number}.{kind}"
 
-    @property
-    def digest(self) -> str:
-        """Tells a shard of these rows from one left by an earlier pairs.csv."""
-        return hashlib.sha256(repr(self.rows).encode()).hexdigest()[:16]
-
     def read_index(self) -> dict[str, Any] | None:
         """Return the shard's JSON, or None when it must be made."""
-        path = self.path("json")
-        if not path.is_file():
-            return None
-        index: dict[str, Any] = json.loads(path.read_text())
-        return index if index["digest"] == self.digest else None
+        try:
+            index: dict[str, Any] = json.loads(self.path("json").read_text())
+            whole = all(
+                self.path(kind).stat().st_size == size for kind, size in index["bytes"].items()
+            )
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # never finished, or damaged
+        return index if whole and index["digest"] == self.digest else None
+
+
+def _shards(manifest: Path, spec: ModelSpec) -> list[_Shard]:
+    rows = read_pairs(manifest)
+    folder = prepared_folder(manifest, spec)
+    root = manifest_path(manifest).parent
+    chunks = (tuple(rows[at : at + SHARD_PAIRS]) for at in range(0, len(rows), SHARD_PAIRS))
+    return [
+        _Shard(folder, number, root, chunk, _digest(chunk, root))
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _digest(rows: Iterable[Pair], root: Path) -> str:
+    """Tell these rows of these files from any that an earlier manifest or file left prepared."""
+    stamps = [[asdict(pair), *(_stamp(root / name) for name in pair.files)] for pair in rows]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class Prepared:
-    """The prepared pairs of one folder; arrays are read from disk as they are asked for."""
+    """The prepared pairs of one manifest; arrays are read from disk as they are asked for."""
 
-    def __init__(self, shards: list[_Shard]) -> None:
+    def __init__(self, shards: Sequence[_Shard]) -> None:
         self.rows: list[PreparedRow] = []
+        """In the manifest's order."""
         self.dropped: dict[str, str] = {}
-        """`person/clip` of a pair that was left out → why."""
+        """Key of a pair that was left out → why."""
         self._shards = {shard.number: shard for shard in shards}
         for shard in shards:
             index = shard.read_index()
@@ -129,7 +175,7 @@ class Prepared:
                 raise ValueError(f"shard {shard.number} of {shard.folder} is not prepared")
             self.dropped |= index["dropped"]
             self.rows += [
-                PreparedRow(Pair(**row["pair"]), Motion(**row["motion"]), shard.number, position)
+                PreparedRow(Pair(**row["pair"]), _motion_of(row["motion"]), shard.number, position)
                 for position, row in enumerate(index["rows"])
             ]
 
@@ -145,9 +191,14 @@ class Prepared:
         return np.array(onset, np.uint8), np.array(flow, np.float32)
 
 
-def _start_worker() -> None:
-    cv2.setNumThreads(1)  # there is a process for each core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+def _motion_of(values: dict[str, float | None]) -> Motion:
+    # One and the same NaN, so that rows read twice are equal.
+    return Motion(**{name: math.nan if value is None else value for name, value in values.items()})
+
+
+def _json_of(motion: Motion) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in asdict(motion).items()}
 
 
 @functools.cache
@@ -155,41 +206,58 @@ def _preprocessor(spec_json: str) -> Preprocessor:
     return Preprocessor(ModelSpec.from_json(spec_json))
 
 
-def _prepare_shard(shard: _Shard, pairs: Path, spec_json: str) -> None:
+def _prepare_shard(shard: _Shard, *, spec_json: str) -> None:
     preprocessor = _preprocessor(spec_json)
-    kept: list[tuple[Pair, AlignedPair]] = []
+    kept: list[tuple[Pair, AlignedPair | ReadyPair]] = []
     dropped: dict[str, str] = {}
     for pair in shard.rows:
         try:
-            onset, apex = (
-                decode_image((pairs / name).read_bytes()) for name in (pair.onset, pair.apex)
-            )
-            faces = preprocessor.align_pair(onset, apex)
-        except (InputError, FileNotFoundError) as error:
-            dropped[f"{pair.person}/{pair.clip}"] = str(error)
+            made = _prepare_pair(pair, shard.root, preprocessor)
+        except UNUSABLE as error:
+            dropped[pair.key] = str(error)
             continue
-        if faces:
-            kept.append((pair, faces[0]))
+        if made is None:
+            dropped[pair.key] = _NO_FACE
         else:
-            dropped[f"{pair.person}/{pair.clip}"] = "no face was found"
+            kept.append((pair, made))
     size = preprocessor.spec.input_size
     onsets = np.empty((len(kept), size, size, 3), np.uint8)
     flows = np.empty((len(kept), 2, size, size), np.float16)
-    for position, (_pair, face) in enumerate(kept):
-        onsets[position], flows[position] = face.onset, face.flow
-    _save_array(shard.path("onset.npy"), onsets)
-    _save_array(shard.path("flow.npy"), flows)
+    for position, (_pair, made) in enumerate(kept):
+        onsets[position], flows[position] = made.onset, made.flow
     index = {
         "digest": shard.digest,
-        "rows": [{"pair": asdict(pair), "motion": asdict(face.motion)} for pair, face in kept],
+        "bytes": {
+            kind: _write(shard.path(kind), _npy(array))
+            for kind, array in (("onset.npy", onsets), ("flow.npy", flows))
+        },
+        "rows": [{"pair": asdict(pair), "motion": _json_of(made.motion)} for pair, made in kept],
         "dropped": dropped,
     }
-    write_text_atomically(shard.path("json"), json.dumps(index))
+    _write(shard.path("json"), json.dumps(index, allow_nan=False).encode())
 
 
-def _save_array(path: Path, array: NDArray[Any]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # np.save would add ".npy" to a name
-            np.save(file, array)
+def _prepare_pair(
+    pair: Pair, root: Path, preprocessor: Preprocessor
+) -> AlignedPair | ReadyPair | None:
+    """Return the arrays of a row, None if it shows no face. Raises: as `read_frames`."""
+    if pair.kind == "ready":
+        return read_ready(pair, root, preprocessor.spec.input_size)
+    faces = preprocessor.align_pair(*read_frames(pair, root))
+    return faces[0] if faces else None
 
-    write_atomically(path, write)
+
+def _npy(array: NDArray[Any]) -> bytes:
+    data = io.BytesIO()
+    np.save(data, array)
+    return data.getvalue()
+
+
+def _write(path: Path, data: bytes) -> int:
+    """Write a file at once; return its size. Raises: OSError that names it."""
+    try:
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    except OSError as fault:
+        told = f"{fault.strerror or fault}; what is finished is kept"
+        raise OSError(fault.errno, told, str(path)) from None
+    return len(data)
