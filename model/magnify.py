@@ -10,10 +10,33 @@ from numpy.typing import NDArray
 
 from model.errors import ShapeError
 
-__all__ = ["magnify"]
+__all__ = ["carry", "magnify"]
 
 _INVERSION_STEPS = 5
 """The fixed point contracts by the field's slope, far below ½ for a magnified expression."""
+
+
+def carry(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the flow where it arrives instead of where it starts: d(x + flow(x)) = flow(x).
+
+    Convention: (2, H, W), pixels, x right, y down; returns the same. What would have come from
+    outside repeats the border. Source: d(y) = flow(y - d(y)), solved by fixed-point iteration.
+    """
+    height, width = flow.shape[1:]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    field = np.ascontiguousarray(flow.transpose(1, 2, 0), dtype=np.float32)
+    moved = field
+    for _ in range(_INVERSION_STEPS):
+        moved = np.asarray(
+            cv2.remap(
+                field,
+                x - moved[..., 0],
+                y - moved[..., 1],
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+        )
+    return moved.transpose(2, 0, 1)
 
 
 def magnify(onset: NDArray[np.uint8], flow: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
@@ -27,23 +50,12 @@ def magnify(onset: NDArray[np.uint8], flow: NDArray[np.float32], alpha: float) -
         raise ShapeError(f"onset is {onset.shape}, flow is {flow.shape}")
     height, width = onset.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    field = np.ascontiguousarray((1 + alpha) * flow.transpose(1, 2, 0), dtype=np.float32)
-    # Sampling asks where a point came from: d(y) = field(y - d(y)), solved by iteration.
-    moved = field
-    for _ in range(_INVERSION_STEPS):
-        moved = np.asarray(
-            cv2.remap(
-                field,
-                x - moved[..., 0],
-                y - moved[..., 1],
-                cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-        )
+    # Sampling asks where a point came from.
+    u, v = carry((1 + alpha) * flow)
     frame = cv2.remap(
         onset,
-        x - moved[..., 0],
-        y - moved[..., 1],
+        x - u,
+        y - v,
         cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REPLICATE,
     )

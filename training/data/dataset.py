@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.pipeline import network_inputs
+from training.augment import augment
 from training.config import RunConfig
 from training.data.pairs import Holdout, Split
 from training.data.prepare import Prepared, PreparedRow
@@ -22,7 +23,6 @@ __all__ = [
     "TrainingPairs",
     "class_indices",
     "labelled",
-    "mirror",
     "rows_of",
     "training_loader",
 ]
@@ -51,24 +51,6 @@ def class_indices(rows: Iterable[PreparedRow], config: RunConfig) -> list[int]:
 def rows_of(prepared: Prepared, holdout: Holdout, split: Split) -> list[PreparedRow]:
     """Return the rows of a split, whatever their label."""
     return [row for row in prepared.rows if holdout.split_of(row.pair.person) == split]
-
-
-def mirror(
-    onset: NDArray[np.uint8], flow: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Mirror a pair left to right: (S, S, 3) and (2, S, S); u changes its sign, v does not."""
-    mirrored = flow[:, :, ::-1].copy()
-    mirrored[0] *= -1
-    return np.ascontiguousarray(onset[:, ::-1]), mirrored
-
-
-def _relight(
-    onset: NDArray[np.uint8], strength: float, draw: np.random.Generator
-) -> NDArray[np.uint8]:
-    contrast, brightness = draw.uniform(1 - strength, 1 + strength, size=2)
-    table = (np.arange(256) - 127.5) * contrast + 127.5 * brightness
-    levels: NDArray[np.uint8] = np.clip(table.round(), 0, 255).astype(np.uint8)
-    return levels[onset]
 
 
 class EvaluationPairs(Dataset[Sample]):
@@ -105,7 +87,7 @@ class Draw:
 
 
 class TrainingPairs(Dataset[Sample]):
-    """Labelled pairs with random magnification, mirroring and light.
+    """Labelled pairs, each changed at random as the config says.
 
     What is drawn for a sample depends on the run's seed and the sample's number alone, never on
     the process that prepares it or on what was drawn before.
@@ -127,20 +109,20 @@ class TrainingPairs(Dataset[Sample]):
         config = self._config
         row = self.rows[draw.row]
         random = np.random.default_rng((config.seed, draw.number))
-        onset, flow = self._prepared.arrays(row)
-        if random.random() < config.flip_probability:
-            onset, flow = mirror(onset, flow)
-        onset = _relight(onset, config.brightness, random)
-        alpha = random.uniform(config.alpha_min, config.alpha_max)
+        onset, flow, alpha = augment(*self._prepared.arrays(row), config, random)
         image, motion = network_inputs(onset, flow, self._spec, alpha)
         return torch.from_numpy(image), torch.from_numpy(motion), self.targets[draw.row]
 
 
 class StepSampler(Sampler[list[Draw]]):
-    """The batches of steps `first` … `last - 1`; each epoch has its own permutation."""
+    """The batches of steps `first` … `last - 1`; each epoch has its own order.
 
-    def __init__(self, rows: int, config: RunConfig, first: int, last: int) -> None:
-        self._rows = rows
+    An epoch shows every row once or, balanced, every class equally often: as many samples as
+    there are rows, and a class's rows take turns.
+    """
+
+    def __init__(self, targets: Sequence[int], config: RunConfig, first: int, last: int) -> None:
+        self._targets = np.asarray(targets)
         self._config = config
         self._first = first
         self._last = last
@@ -149,18 +131,35 @@ class StepSampler(Sampler[list[Draw]]):
         return self._last - self._first
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        size = self._config.batch_size
+        size, rows = self._config.batch_size, len(self._targets)
         epoch, order = -1, np.empty(0, np.int64)
         for step in range(self._first, self._last):
             batch = []
             for number in range(step * size, (step + 1) * size):
-                if number // self._rows != epoch:
-                    epoch = number // self._rows
-                    order = np.random.default_rng((self._config.seed, epoch, 1)).permutation(
-                        self._rows
-                    )
-                batch.append(Draw(int(order[number % self._rows]), number))
+                if number // rows != epoch:
+                    epoch = number // rows
+                    order = self._order(epoch)
+                batch.append(Draw(int(order[number % rows]), number))
             yield batch
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        random = np.random.default_rng((self._config.seed, epoch, 1))
+        if self._config.balanced:
+            return random.permutation(_balanced(self._targets, random))
+        return random.permutation(len(self._targets))
+
+
+def _balanced(targets: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Draw as many rows as there are, of every class equally many (give or take one)."""
+    present = random.permutation(np.unique(targets))  # the first few get the odd samples
+    counts = np.full(len(present), len(targets) // len(present))
+    counts[: len(targets) % len(present)] += 1
+    drawn = []
+    for target, count in zip(present, counts, strict=True):
+        members = np.flatnonzero(targets == target)
+        rounds = [random.permutation(members) for _ in range(-(-count // len(members)))]
+        drawn.append(np.concatenate(rounds)[:count])
+    return np.concatenate(drawn)
 
 
 def training_loader(
@@ -169,7 +168,7 @@ def training_loader(
     """Load the batches of steps `first` … `last - 1`, into pinned memory for a GPU."""
     return DataLoader(
         pairs,
-        batch_sampler=StepSampler(len(pairs), config, first, last),
+        batch_sampler=StepSampler(pairs.targets, config, first, last),
         num_workers=config.loader_workers,
         pin_memory=pin,
         # Its own generator: the loader would draw from torch's global one, and a resumed run
