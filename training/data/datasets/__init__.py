@@ -40,7 +40,8 @@ def load_dataset(
 ) -> Loaded:
     """Load a data set from the folder it was unpacked into.
 
-    `annotation` is its annotation file, where it does not lie in `root`. `apexes` is a CSV with
+    `annotation` is its annotation file, where it does not lie in `root`; the composite's is
+    `combined_3class_gt.csv`, SMIC has none. `apexes` is a CSV with
     the columns `clip,apex`, the clip with or without its subject ("s01_ne_01", "01/EP02_01f"),
     the apex a frame number as in the file's name; it overrules the annotation. A clip without an
     apex is dropped or, with "middle", takes its middle frame; SMIC and the composite always do.

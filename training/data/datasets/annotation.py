@@ -89,9 +89,9 @@ def read_sheet(path: Path, columns: Mapping[str, str], sheet: str) -> Table:
     """Read the rows below the header of a sheet, each field from the column of its header.
 
     `columns` maps field → header; spaces, capitals and punctuation of a header do not matter, nor
-    do blank columns and rows or whatever stands above it. Numbers come as Excel shows them (46,
-    not 46.0), empty cells as "". If there is no sheet of that name, the only one with
-    such a header is read. Raises: OSError; ValueError naming the file and what it lacks.
+    do blank columns and rows or whatever stands above it. Cells come as text, an empty one as "".
+    If there is no sheet of that name, the only one with such a header is read. Raises: OSError;
+    ValueError naming the file and what it lacks.
     """
     sheets = _sheets(path)
     named = {name: rows for name, rows in sheets.items() if name.casefold() == sheet.casefold()}
@@ -135,11 +135,7 @@ def _texts(book: "Workbook") -> dict[str, list[list[str]]]:
 
 
 def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return " ".join(str(value).split())
+    return "" if value is None else " ".join(str(value).split())
 
 
 @dataclass(frozen=True, slots=True)
