@@ -66,7 +66,7 @@ def read_onset_and_apex(path: Path, limits: ClipLimits = _DEFAULT_LIMITS) -> tup
             if count > limits.max_frames:
                 raise ClipTooLarge(f"the clip has more than {limits.max_frames} frames")
         if count < _NEEDED:
-            raise TooFewFrames(f"the clip has {count} frames, an onset and an apex are needed")
+            raise TooFewFrames(f"an onset and an apex are needed; frames in the clip: {count}")
         with closing(_decode(file, demuxer, limits)) as frames:
             onset = _upright(next(frames))
             return onset, _upright(next(islice(frames, count // 2 - 1, None)))
@@ -131,18 +131,38 @@ def _upright(frame: av.VideoFrame) -> Frame:
 
 
 def _is_whole(file: BinaryIO, demuxer: str) -> bool:
-    """Whether a file of these two formats reaches its end; FFmpeg takes a missing rest for none.
-
-    The other formats state their frames' places, so that decoding runs into what is missing.
-    """
+    """Whether a file reaches the end that its own structure gives; FFmpeg often does not ask."""
     size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     if demuxer == "gif":
         file.seek(max(0, size - 1024))
         return file.read().rstrip(b"\0").endswith(b";")  # the trailer, perhaps padded
     if demuxer == "matroska":
-        file.seek(0)
         return _segment_end(file) <= size
-    return True
+    if demuxer in {"mp4", "mov"}:
+        return _boxes_end(file, size) <= size
+    return True  # an AVI's index leads the decoder into what is missing
+
+
+_BOX_HEAD = 8
+_MOST_BOXES = 100_000
+
+
+def _boxes_end(file: BinaryIO, size: int) -> int:
+    """Return where the last top-level box of an MP4 or MOV file ends as it says itself."""
+    end = 0
+    for _ in range(_MOST_BOXES):
+        file.seek(end)
+        head = file.read(2 * _BOX_HEAD)
+        length = int.from_bytes(head[:4])
+        if length == 1:  # the length follows the name
+            length = int.from_bytes(head[_BOX_HEAD:])
+        elif length == 0:  # up to the end of the file
+            length = size - end
+        if end == size or length < _BOX_HEAD:
+            break
+        end += length
+    return end
 
 
 _MATROSKA_ID_BYTES = 4
@@ -150,7 +170,7 @@ _MATROSKA_ID_BYTES = 4
 
 def _segment_end(file: BinaryIO) -> int:
     """Return where a Matroska file's segment ends as it says itself; 0 if it does not say."""
-    file.seek(_MATROSKA_ID_BYTES)
+    file.seek(_MATROSKA_ID_BYTES, os.SEEK_CUR)
     header = _read_size(file)
     if header is None:
         return 0
