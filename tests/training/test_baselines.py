@@ -165,7 +165,21 @@ def test_ststnet_trains_in_the_same_loop_on_the_same_rows(
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)
 
 
-KEPT = ["data", "pairs", "classes", "label_map", "seeds", "flow", "alignment", "normalisation", "flip_probability", "rotation_degrees", "zoom", "shift", "flow_noise_px"]
+KEPT = [
+    "data",
+    "pairs",
+    "classes",
+    "label_map",
+    "seeds",
+    "flow",
+    "alignment",
+    "normalisation",
+    "flip_probability",
+    "rotation_degrees",
+    "zoom",
+    "shift",
+    "flow_noise_px",
+]
 
 
 @pytest.mark.parametrize("method", ["mfdan", "majority", "svm", "ststnet"])
