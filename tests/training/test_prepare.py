@@ -1,4 +1,10 @@
+import os
 import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -6,13 +12,42 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from drawn_pairs import MOVES, PEOPLE, TINY, draw_pair, write_rows
+from drawn_clips import write_clip, write_flow_picture
+from drawn_pairs import MOVES, PEOPLE, TINY, draw, draw_pair, write_rows
 
 import training.data.prepare
 from model.decode import decode_image
 from model.pipeline import Preprocessor
 from training.config import RunConfig
-from training.data.prepare import Prepared, prepare, prepared_folder
+from training.data.pairs import Pair
+from training.data.prepare import Prepared, open_prepared, prepare, prepared_folder
+from training.data.sources import read_frames, read_ready
+
+PREPARE = """
+import resource, sys
+from pathlib import Path
+import training.data.prepare
+from model.spec import ModelSpec
+training.data.prepare.SHARD_PAIRS = int(sys.argv[3])
+if int(sys.argv[4]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+def report(done, total):
+    print(done, flush=True)
+spec = ModelSpec.from_json(Path(sys.argv[2]).read_text())
+training.data.prepare.prepare(Path(sys.argv[1]), spec, workers=1, report=report)
+"""
+"""A run in a process of its own, to be starved or killed."""
+
+
+def preparing(folder: Path, shard_pairs: int, largest_file: int = 0) -> list[str]:
+    spec = folder / "spec.json"
+    spec.write_text(TINY.spec().to_json())
+    numbers = (str(shard_pairs), str(largest_file))
+    return [sys.executable, "-c", PREPARE, str(folder), str(spec), *numbers]
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 def test_every_pair_with_a_face_is_prepared(prepared: Prepared) -> None:
@@ -54,6 +89,132 @@ def test_unusable_pairs_are_left_out_with_the_reason(tmp_path: Path) -> None:
     assert [row.pair for row in result.rows] == [good]
     assert set(result.dropped) == {f"drawn/1/{clip}" for clip in ("wall", "torn", "size", "gone")}
     assert result.dropped["drawn/1/wall"] == "no face was found"
+    assert result.dropped["drawn/1/torn"] == "torn.png: the picture is truncated or corrupt"
+    assert result.dropped["drawn/1/gone"] == "gone.png is missing"
+    assert "100x100" in result.dropped["drawn/1/size"]
+
+
+def test_every_kind_of_row_is_prepared_in_the_manifest_s_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 2)
+    frames = draw_pair(tmp_path, 1, "positive")
+    moving = [draw(1.0, {"smile": 1.5 * number}) for number in range(5)]
+    write_clip(tmp_path / "smile.avi", moving)
+    y, x = np.mgrid[:28, :28].astype(np.float32)
+    flow = np.stack([np.exp(-((x - 9) ** 2) / 20), np.exp(-((y - 20) ** 2) / 20)])
+    write_flow_picture(tmp_path / "flow.png", flow)
+    np.save(tmp_path / "flow.npy", flow)
+    cv2.imwrite(str(tmp_path / "face.png"), moving[0][..., ::-1])
+    row = {"dataset": "d", "subject": "1", "label": "positive"}
+    rows = [
+        Pair(**row, clip="picture", image="face.png", flow="flow.png"),
+        Pair(**row, clip="smile.avi"),
+        frames,
+        Pair(**row, clip="gone.mp4"),
+        Pair(**row, clip="array", image="face.png", flow="flow.npy"),
+    ]
+    write_rows(tmp_path, rows)
+    result = prepare(tmp_path, TINY.spec(), workers=1)
+    assert [row.pair for row in result.rows] == [*rows[:3], rows[4]]
+    assert result.dropped == {"d/1/gone.mp4": "gone.mp4 is missing"}
+    unknown = [bool(np.isnan(row.motion.p95_px)) for row in result.rows]
+    assert unknown == [True, False, False, False]
+    assert open_prepared(tmp_path, TINY.spec()).rows == result.rows
+    (live,) = Preprocessor(TINY.spec()).align_pair(*read_frames(rows[1], tmp_path))
+    for row, made in (
+        (result.rows[1], live),
+        (result.rows[0], read_ready(rows[0], tmp_path, 64)),
+        (result.rows[3], read_ready(rows[4], tmp_path, 64)),
+    ):
+        onset, stored = result.arrays(row)
+        np.testing.assert_array_equal(onset, made.onset)
+        np.testing.assert_array_equal(stored, made.flow.astype(np.float16).astype(np.float32))
+
+
+def test_what_was_put_right_or_changed_is_prepared_again_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 1)
+    rows = [draw_pair(tmp_path, subject, "positive") for subject in range(3)]
+    write_rows(tmp_path, rows)
+    (tmp_path / rows[0].apex).rename(tmp_path / "elsewhere.png")
+    first = prepare(tmp_path, TINY.spec(), workers=1)
+    assert set(first.dropped) == {rows[0].key}
+    assert [row.pair for row in first.rows] == rows[1:]
+    folder = prepared_folder(tmp_path, TINY.spec())
+    before = times(folder)
+    (tmp_path / "elsewhere.png").rename(tmp_path / rows[0].apex)
+    shutil.copy(tmp_path / rows[1].onset, tmp_path / rows[1].apex)
+    with pytest.raises(
+        ValueError, match=r"2 rows of pairs\.csv are not prepared.*drawn/0/positive"
+    ):
+        open_prepared(tmp_path, TINY.spec())
+    second = prepare(tmp_path, TINY.spec(), workers=1)
+    assert second.dropped == {}
+    assert [row.pair for row in second.rows] == rows
+    assert second.rows[1].motion.p95_px == pytest.approx(0, abs=1e-3)
+    after = times(folder)
+    assert {name.split(".")[0] for name in after if after[name] != before.get(name)} == {"0", "1"}
+
+
+def test_a_full_disk_is_told_and_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second shard's arrays are larger than a file may be."""
+    good = draw_pair(tmp_path, 1, "positive")
+    names = ["alone", "gone", "two", "by two"]
+    rows = [replace(good, clip=name) for name in names]
+    rows[1] = replace(rows[1], onset="gone.png")
+    write_rows(tmp_path, rows)
+    full = subprocess.run(  # noqa: S603 - our own command
+        preparing(tmp_path, 2, largest_file=20_000),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 1
+    folder = prepared_folder(tmp_path, TINY.spec())
+    told = full.stderr.rstrip().splitlines()[-1]
+    assert "File too large; what is finished is kept" in told
+    assert str(folder / "1.onset.npy") in told
+    before = times(folder)
+    assert set(before) == {"0.onset.npy", "0.flow.npy", "0.json"}
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 2)
+    result = prepare(tmp_path, TINY.spec(), workers=1)
+    assert [row.pair.clip for row in result.rows] == ["alone", "two", "by two"]
+    assert times(folder).items() >= before.items()
+
+
+def test_a_killed_run_keeps_what_is_finished_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = draw_pair(tmp_path, 1, "positive")
+    write_rows(tmp_path, [replace(good, clip=str(number)) for number in range(200)])
+    with subprocess.Popen(  # noqa: S603 - our own command
+        preparing(tmp_path, 1), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        assert run.stdout is not None
+        assert [run.stdout.readline(), run.stdout.readline()] == ["0\n", "1\n"]
+        run.kill()
+    deadline = time.monotonic() + 20
+    while _group_lives(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _group_lives(run.pid)
+    write_rows(tmp_path, [replace(good, clip=str(number)) for number in range(2)])
+    folder = prepared_folder(tmp_path, TINY.spec())
+    before = times(folder)["0.json"]
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 1)
+    assert len(prepare(tmp_path, TINY.spec(), workers=1).rows) == 2
+    assert times(folder)["0.json"] == before
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, signal.SIG_DFL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_what_is_prepared_is_not_prepared_again(
@@ -66,17 +227,24 @@ def test_what_is_prepared_is_not_prepared_again(
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert again.rows == prepared.rows
     assert heard == [(24, 24)]
+    assert open_prepared(pairs_folder, tiny_config.spec()).rows == prepared.rows
 
 
-def test_a_shard_without_its_index_is_made_again_and_leaves_no_scraps(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_made_again_and_leaves_no_scraps(tmp_path: Path) -> None:
     write_rows(tmp_path, [draw_pair(tmp_path, 2, "surprise")])
-    first = prepare(tmp_path, TINY.spec(), workers=1)
-    folder = prepared_folder(tmp_path, TINY.spec())
-    (folder / "0.json").unlink()
-    (folder / "0.flow.npy").write_bytes(b"interrupted")
-    second = prepare(tmp_path, TINY.spec(), workers=1)
-    np.testing.assert_array_equal(first.arrays(first.rows[0])[0], second.arrays(second.rows[0])[0])
-    assert sorted(path.name for path in folder.iterdir()) == ["0.flow.npy", "0.json", "0.onset.npy"]
+    spec = TINY.spec()
+    first = prepare(tmp_path, spec, workers=1)
+    arrays = first.arrays(first.rows[0])
+    folder = prepared_folder(tmp_path, spec)
+    index = (folder / "0.json").read_bytes()
+    for name, damage in (("json", b""), ("json", index[:40]), ("flow.npy", b"interrupted")):
+        (folder / f"0.{name}").write_bytes(damage)
+        with pytest.raises(ValueError, match="1 rows"):
+            open_prepared(tmp_path, spec)
+        again = prepare(tmp_path, spec, workers=1)
+        for one, other in zip(arrays, again.arrays(again.rows[0]), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert set(times(folder)) == {"0.flow.npy", "0.json", "0.onset.npy"}
 
 
 def test_other_rows_make_another_shard(tmp_path: Path) -> None:
@@ -93,6 +261,26 @@ def test_another_flow_has_another_folder(tiny_config: RunConfig, tmp_path: Path)
     assert prepared_folder(tmp_path, spec) != prepared_folder(tmp_path, other)
     brighter = replace(spec, magnification=9.0)
     assert prepared_folder(tmp_path, spec) == prepared_folder(tmp_path, brighter)
+
+
+def test_each_manifest_of_a_folder_has_its_own_prepared_folder(tmp_path: Path) -> None:
+    spec = TINY.spec()
+    key = spec.preprocessing_key()
+    assert prepared_folder(tmp_path, spec) == tmp_path / f"prepared-pairs-{key}"
+    assert prepared_folder(tmp_path / "mine.csv", spec) == tmp_path / f"prepared-mine-{key}"
+
+
+def test_a_cache_of_another_spec_is_told_by_its_key_and_not_prepared(tmp_path: Path) -> None:
+    spec = TINY.spec()
+    other = replace(spec, input_size=96)
+    write_rows(tmp_path, [draw_pair(tmp_path, 1, "positive")])
+    with pytest.raises(ValueError, match=f"not prepared for the spec {spec.preprocessing_key()}: "):
+        open_prepared(tmp_path, spec)
+    prepare(tmp_path, other, workers=1)
+    with pytest.raises(ValueError, match=f"it is for {other.preprocessing_key()}: ") as raised:
+        open_prepared(tmp_path, spec)
+    assert f"mfdan-train prepare {tmp_path / 'pairs.csv'}" in str(raised.value)
+    assert not prepared_folder(tmp_path, spec).exists()
 
 
 def test_a_folder_without_its_list_is_an_error_and_stays_as_it_was(

@@ -100,7 +100,9 @@ def _load(path: Path) -> FloatArray:
     """Load an array (2, H, W); nothing of it is read before its header is checked."""
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except ValueError:
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - numpy's parser of a spoilt header raises anything
         raise BadFlow("the file is not an .npy array, or cut short") from None
     if array.ndim != _NPY_DIMENSIONS or array.shape[0] != 2:  # noqa: PLR2004 - u and v
         raise BadFlow(f"a flow field is (2, H, W), the array is {array.shape}")
