@@ -1,6 +1,10 @@
-"""Preparation of a manifest with its progress shown."""
+"""Preparation of a manifest or a data set, with its progress shown."""
 
+import csv
+import io
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,11 +17,25 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from model.spec import ModelSpec
+from training.data.datasets import Loaded
+from training.data.pairs import PAIRS_FILE, Pair, write_pairs
 from training.data.prepare import Prepared, prepare
+from training.files import write_atomically
 
-__all__ = ["ClipProgress", "prepare_pairs_folder"]
+__all__ = [
+    "DROPPED_FILE",
+    "ClipProgress",
+    "load_into",
+    "prepare_pairs_folder",
+    "summary_table",
+    "write_dropped",
+]
+
+DROPPED_FILE = "dropped.csv"
+"""Beside the `pairs.csv` that `prepare --dataset` writes: what is not in it."""
 
 _LINE_EVERY_S = 15.0
 """Where there is no terminal to draw a bar on."""
@@ -88,3 +106,53 @@ def prepare_pairs_folder(
         for clip, reason in sorted(prepared.dropped.items()):
             console.print(f"  {clip}: {reason}", highlight=False, markup=False, soft_wrap=True)
     return prepared
+
+
+def load_into(out: Path, loaded: Loaded) -> Path:
+    """Write what was loaded of a data set into a folder; return the manifest.
+
+    Beside `pairs.csv` stands `dropped.csv`, so that a set can be checked against its paper.
+    Raises: OSError; ValueError if nothing was loaded.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_dropped(out, loaded, {})
+    if not loaded.pairs:
+        raise ValueError(
+            f"none of {len(loaded.dropped)} clips can be used; {out / DROPPED_FILE} says why"
+        )
+    write_pairs(out / PAIRS_FILE, loaded.pairs)
+    return out / PAIRS_FILE
+
+
+def write_dropped(out: Path, loaded: Loaded, unprepared: Mapping[str, str]) -> None:
+    """Write the clips that loading and preparation left out, and why."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("by", "where", "why"))
+    writer.writerows(("loading", row.where, row.why) for row in loaded.dropped)
+    writer.writerows(("preparation", clip, why) for clip, why in unprepared.items())
+    data = text.getvalue().encode()
+    write_atomically(out / DROPPED_FILE, lambda temporary: temporary.write_bytes(data))
+
+
+def summary_table(
+    pairs: Sequence[Pair], left_out: Mapping[str, Mapping[str, int]] | None = None
+) -> Table:
+    """Count clips by data set and label, and people; `left_out` is column → data set → clips."""
+    left_out = left_out or {}
+    table = Table("data set", "people", "clips", "labels", *left_out)
+    names = {pair.dataset for pair in pairs}.union(*left_out.values())
+    for name in sorted(names):
+        own = [pair for pair in pairs if pair.dataset == name]
+        table.add_row(name, *_counts(own), *(str(c.get(name, 0)) for c in left_out.values()))
+    if len(names) > 1:
+        table.add_section()
+        totals = (str(sum(counts.values())) for counts in left_out.values())
+        table.add_row("all", *_counts(pairs), *totals)
+    return table
+
+
+def _counts(pairs: Sequence[Pair]) -> tuple[str, str, str]:
+    labels = Counter(pair.label for pair in pairs).most_common()
+    listed = ", ".join(f"{label} {count}" for label, count in labels)
+    return str(len({pair.person for pair in pairs})), str(len(pairs)), listed
