@@ -1,22 +1,25 @@
 """Folds: who is trained on and who is tested. Nobody is ever in both halves."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from training.data.labels import Labels
+from training.data.pairs import Pair
 from training.data.prepare import PreparedRow
 
 __all__ = [
     "Fold",
     "check_folds",
+    "check_people",
     "inner_folds",
     "lodo_folds",
     "loso_folds",
     "missing_classes",
+    "spelling",
 ]
 
 _NAMED = 5
@@ -70,31 +73,49 @@ def _leave_out(rows: Sequence[PreparedRow], group: Callable[[PreparedRow], str])
 def check_folds(folds: Iterable[Fold]) -> None:
     """Raise ValueError naming who is in both halves of a fold, or a fold without training clips.
 
-    Names that differ in case, in spaces or in leading zeros only ("s1" and "S01") are taken for
-    one person: data sets write their own subjects in both ways.
+    Who is one person, `spelling` says.
     """
     for fold in folds:
         if not fold.train:
             raise ValueError(f"fold {fold.name} has no clip to train on")
-        trained, tested = _people(fold.train), _people(fold.test)
+        trained, tested = (
+            {spelling(row.pair.person): row.pair.person for row in half}
+            for half in (fold.train, fold.test)
+        )
         shared = sorted(trained.keys() & tested.keys())
         if shared:
             names = [" = ".join(sorted({trained[who], tested[who]})) for who in shared]
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise ValueError(
-                f"fold {fold.name} has people in both halves: {', '.join(names[:_NAMED])}{more}; "
+                f"fold {fold.name} has people in both halves: {_listed(names)}; "
                 "write one name for one person"
             )
 
 
-def _people(rows: Sequence[PreparedRow]) -> dict[str, str]:
-    """Return each person's name without what is only spelling → as the manifest has it."""
-    return {
-        re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s", "", row.pair.person.casefold())): (
-            row.pair.person
+def check_people(pairs: Iterable[Pair]) -> None:
+    """Raise ValueError naming who would be in both halves of a fold under two names."""
+    written: defaultdict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        written[spelling(pair.person)].add(pair.person)
+    names = [" = ".join(sorted(names)) for names in written.values() if len(names) > 1]
+    if names:
+        raise ValueError(
+            f"people would be in both halves of a fold: {_listed(sorted(names))}; "
+            "write one name for one person"
         )
-        for row in rows
-    }
+
+
+def spelling(person: str) -> str:
+    """Return a name without its case, spaces and leading zeros: "SAMM/006" is "samm/6".
+
+    Data sets write their own subjects in several ways; names that differ in these only are taken
+    for one person.
+    """
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s", "", person.casefold()))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def missing_classes(rows: Sequence[PreparedRow], labels: Labels) -> list[str]:

@@ -34,7 +34,7 @@ from training.loso_folder import MethodFolder
 from training.methods import NETWORKS, Outcome, train_and_predict
 from training.provenance import current_commit
 from training.scoring import Prediction, score, write_predictions
-from training.tuning import Choice, check_grid, tune
+from training.tuning import Choice, tune
 
 __all__ = ["FoldJob", "MethodPlan", "Options", "Protocol", "folds_of", "run_fold"]
 
@@ -87,15 +87,11 @@ class MethodPlan:
     def of(cls, config: RunConfig, prepared: Prepared, out: Path, options: Options) -> "MethodPlan":
         """Plan a method, whose `pairs` and `init` are absolute paths; nothing is written.
 
-        Raises: ValueError for people in both halves, a negative seed, a grid that cannot be
-        searched, a label outside the map; FileNotFoundError for an `init` that is not there.
+        Raises: ValueError for people in both halves, a label outside the map; FileNotFoundError
+        for an `init` that is not there.
         """
-        if min(config.seeds) < 0:
-            raise ValueError(f"seeds must not be negative, got {min(config.seeds)}")
-        trained = config.method in NETWORKS
-        options = replace(options, tune=options.tune and trained, oracle=options.oracle and trained)
-        if options.tune:
-            check_grid(config)
+        oracle = options.oracle and config.method in NETWORKS  # what else has epochs?
+        options = replace(options, oracle=oracle)
         rows = labelled(prepared.rows, config)
         folds = folds_of(rows, options.protocol)
         folder = MethodFolder(out.resolve() / config.method)

@@ -166,10 +166,10 @@ class MethodFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         begun = self.read_note()
         origin = {key: (begun or note)[key] for key in ("commit", "versions")}
-        write_text_atomically(
-            self.root / RUN_NOTE,
-            json.dumps({**note, **origin}, indent=2, ensure_ascii=False) + "\n",
-        )
+        now = {**note, **origin}
+        if begun != now:
+            text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"
+            write_text_atomically(self.root / RUN_NOTE, text)
         for left in self.root.glob("**/.*.tmp"):  # of a killed process
             left.unlink(missing_ok=True)
         return [key for key, value in origin.items() if value != note[key]]

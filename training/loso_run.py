@@ -23,11 +23,13 @@ from training.baselines import baseline_config
 from training.config import Method, RunConfig
 from training.data.pairs import manifest_path, read_pairs
 from training.data.prepare import Prepared
-from training.folds import missing_classes
+from training.folds import check_people, missing_classes
 from training.loso import FoldJob, MethodPlan, Options, folds_of, run_fold
 from training.loso_folder import MethodFolder, locked, methods_in
+from training.methods import NETWORKS
 from training.preparing import prepare_pairs_folder
 from training.scoring import ScoreTable, difference, read_predictions, score
+from training.tuning import check_grid
 from training.workers import Failure, Place, run_jobs
 
 __all__ = ["ORACLE_LABEL", "LosoRun"]
@@ -63,7 +65,7 @@ class LosoRun:
         done, the folds that failed; OSError; KeyboardInterrupt.
         """
         config = self._located()
-        config.labels.check(read_pairs(Path(config.pairs)))
+        self._check(config)
         prepared = prepare_pairs_folder(
             config.spec(), Path(config.pairs), self.prepare_workers, log
         )
@@ -87,6 +89,20 @@ class LosoRun:
         manifest = manifest_path(self.manifest).resolve()
         init = str(Path(self.config.init).resolve()) if self.config.init else ""
         return replace(self.config, pairs=str(manifest), init=init)
+
+    def _check(self, config: RunConfig) -> None:
+        """Find what is wrong before hours of preparation, not after."""
+        pairs = read_pairs(Path(config.pairs))
+        config.labels.check(pairs)
+        check_people(pairs)
+        if min(config.seeds) < 0:
+            raise ValueError(f"seeds must not be negative, got {min(config.seeds)}")
+        if config.init and not Path(config.init).is_file():
+            raise FileNotFoundError(f"there is no file {config.init} to take weights from")
+        if self.options.tune:
+            if config.method not in NETWORKS:
+                raise ValueError(f"--tune searches for a network; {config.method} has no settings")
+            check_grid(config)
 
     def _plan(self, config: RunConfig, method: Method, prepared: Prepared) -> MethodPlan:
         own = method == config.method  # the others are held against it, as they are

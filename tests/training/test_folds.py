@@ -6,7 +6,15 @@ from model.pipeline import Motion
 from training.data.labels import Labels
 from training.data.pairs import Pair
 from training.data.prepare import PreparedRow
-from training.folds import Fold, check_folds, inner_folds, lodo_folds, loso_folds, missing_classes
+from training.folds import (
+    Fold,
+    check_folds,
+    check_people,
+    inner_folds,
+    lodo_folds,
+    loso_folds,
+    missing_classes,
+)
 
 LABELS = Labels(("negative", "positive"), {"disgust": "negative"})
 
@@ -118,3 +126,10 @@ def test_inner_folds_depend_on_the_seed_and_are_about_equally_large() -> None:
 def test_one_person_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="two people"):
         inner_folds([row("a/1"), row("a/1", "2")], 3, 1)
+
+
+def test_a_manifest_that_writes_people_in_two_ways_is_refused_with_their_names() -> None:
+    people = ["smic/s1", "smic/s01", "samm/006", "samm/6", "samm/7"]
+    with pytest.raises(ValueError, match=r"samm/006 = samm/6, smic/s01 = smic/s1;"):
+        check_people(row(person).pair for person in people)
+    check_people(row(person).pair for person in people[1:3])
