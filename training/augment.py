@@ -84,7 +84,7 @@ def relight(onset: Image, contrast: float, brightness: float) -> Image:
     """Scale the levels about the middle grey by `contrast`, and that grey by `brightness`."""
     table = (np.arange(256) - 127.5) * contrast + 127.5 * brightness
     levels: Image = np.clip(table.round(), 0, 255).astype(np.uint8)
-    return levels[onset]
+    return np.asarray(cv2.LUT(onset, levels), np.uint8)
 
 
 def image_noise(onset: Image, deviation: float, random: np.random.Generator) -> Image:

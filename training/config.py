@@ -160,13 +160,21 @@ class RunConfig:
         """What becomes of each label."""
         return Labels(self.classes, self.label_map)
 
+    def manifest(self, given: Path | None = None) -> Path:
+        """Return the manifest to read: the given one, or the config's. Raises: ValueError."""
+        if given is not None:
+            return given
+        if not self.pairs:
+            raise ValueError("name a manifest: the config has no `pairs`")
+        return Path(self.pairs)
+
     def steps_for(self, rows: int) -> int:
         """Return the steps of a run that trains on so many pairs."""
         if self.steps is not None:
             return self.steps
         return math.ceil((self.epochs or 0) * rows / self.batch_size)
 
-    def spec(self, training_commit: str = "unknown") -> ModelSpec:
+    def spec(self, training_commit: str = "unknown", datasets: tuple[str, ...] = ()) -> ModelSpec:
         """Return the spec of the model that this run makes, without gates and scores."""
         return ModelSpec(
             name=self.name,
@@ -185,6 +193,7 @@ class RunConfig:
                 split_seed=self.split_seed,
                 val_fraction=self.val_fraction,
                 test_fraction=self.test_fraction,
+                datasets=datasets,
             ),
         )
 

@@ -50,7 +50,7 @@ def export_run(
     Raises: FileNotFoundError, ValueError, ParityError (nothing is written then).
     """
     run = Run.load(run_folder / CHECKPOINT)
-    spec = run.config.spec(run.commit)
+    spec = _spec(run)
     spec = replace(spec, name=name or spec.name, version=version or spec.version)
     exact, rounded = run.averaged_network(), run.averaged_network()
     round_to_half(rounded)
@@ -62,6 +62,15 @@ def export_run(
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = write_model(proto, spec, out)
     return Exported(spec, run.step, out.stat().st_size / 1e6, logits, probabilities)
+
+
+def _spec(run: Run) -> ModelSpec:
+    """Return the spec of the run's config, with what the run itself has seen."""
+    spec = run.config.spec(run.commit, run.basis.datasets)
+    if not run.basis.init:
+        return spec
+    data = f"{spec.provenance.data}; started from {run.basis.init}"
+    return replace(spec, provenance=replace(spec.provenance, data=data))
 
 
 @torch.no_grad()
@@ -92,6 +101,9 @@ def to_onnx(network: nn.Module, side: int) -> onnx.ModelProto:
             output_names=["logits"],
             dynamic_shapes={"image": batch, "flow": batch},
             verbose=False,
+            # Optimised, weights are folded and renamed; the names are what `init` goes by, and
+            # ONNX Runtime optimises anyway as it loads.
+            optimize=False,
         )
     if program is None:
         raise ParityError("torch exported nothing")

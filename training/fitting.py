@@ -18,6 +18,7 @@ from rich.progress import (
 from training.config import RunConfig
 from training.data.dataset import rows_of
 from training.data.pairs import Split
+from training.initial import initial_notes
 from training.loop import Event, FitData, fit, stop_on_signals, time_step
 from training.networks import DeviceName, device_of
 from training.preparing import prepare_pairs_folder
@@ -43,6 +44,8 @@ def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the co
     Who is kept from training, the config's shares of the people say; those of `val` are watched.
     """
     where = device_of(device)
+    for note in initial_notes(config):
+        console.print(note, highlight=False, markup=False)
     prepared = prepare_pairs_folder(config.spec(), pairs, workers, console)
     train, watch = (rows_of(prepared, config.holdout, split) for split in _TRAIN_WATCH)
     data = FitData(prepared, train, watch)

@@ -20,7 +20,9 @@ from model.pipeline import network_inputs
 from training.config import RunConfig
 from training.data.dataset import EvaluationPairs, TrainingPairs, labelled, training_loader
 from training.data.prepare import Prepared, PreparedRow
+from training.divergence import Diverged, DivergenceWatch
 from training.files import write_text_atomically
+from training.initial import read_initial
 from training.losses import loss_of
 from training.metrics import uar, uf1
 from training.networks import make_deterministic
@@ -30,6 +32,7 @@ from training.run_log import Event, RunLog, Scores
 __all__ = [
     "CHECKPOINT",
     "Basis",
+    "Diverged",
     "Event",
     "FitData",
     "Run",
@@ -75,10 +78,13 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
 ) -> Run:
     """Train to the last step, from the checkpoint in `out` where there is one.
 
-    Writes the checkpoint, `config.json`, `steps.csv` and `scores.csv` there. Stops early, with a
-    checkpoint, once `should_stop` says so. `each_epoch` hears the number of each epoch that ends
-    (from 1; the last may be a part of one) and may do with the run's weights what it likes but
-    change them: the random numbers that it draws are not the run's. Raises: ValueError.
+    Writes the checkpoint, `config.json`, `steps.csv`, `scores.csv` and TensorBoard's events there.
+    Stops early, with a checkpoint, once `should_stop` says so. `each_epoch` hears the number of
+    each epoch that ends (from 1; the last may be a part of one) and may do with the run's weights
+    what it likes but change them: the random numbers that it draws are not the run's.
+
+    Raises: ValueError naming a row whose label the config does not know, or in what the checkpoint
+    differs; Diverged; OSError. A checkpoint that is there survives all of them.
     """
     config.labels.check(row.pair for row in (*data.train, *data.watch))
     train = TrainingPairs(data.prepared, data.train, config)
@@ -90,30 +96,32 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
     out.mkdir(parents=True, exist_ok=True)
     run = _begin(config, data.basis(config), out / CHECKPOINT, torch.device(device))
     write_text_atomically(out / "config.json", config.to_json())
-    log = RunLog(out, run.step)
     epoch_steps = math.ceil(len(train) / config.batch_size)
+    astray = DivergenceWatch(config)
     pin = run.device.type == "cuda"
-    started = time.perf_counter()
-    for batch in training_loader(train, config, run.step, run.steps, pin=pin):
-        rate = learning_rate(config, run.step, run.steps)
-        loss = run.train_step(*batch)
-        seconds = time.perf_counter() - started
-        last = run.step == run.steps
-        stop = should_stop()
-        scores = None
-        if last or run.step % config.evaluate_every == 0:
-            scores = score_network(run.averaged_network(), watch, config, run.device)
-        if last or run.step % epoch_steps == 0:
-            with run.numbers_kept():
-                each_epoch(math.ceil(run.step / epoch_steps), run)
-        event = Event(run.step, loss, rate, seconds, scores)
-        log.write(event)
-        if last or stop or run.step % config.checkpoint_every == 0:
-            run.save(out / CHECKPOINT)
-        report(event)
-        if stop:
-            break
+    with RunLog(out, run.step) as log:
         started = time.perf_counter()
+        for batch in training_loader(train, config, run.step, run.steps, pin=pin):
+            rate = learning_rate(config, run.step, run.steps)
+            loss = run.train_step(*batch)
+            seconds = time.perf_counter() - started
+            last = run.step == run.steps
+            stop = should_stop()
+            scores = None
+            if last or run.step % config.evaluate_every == 0:
+                scores = score_network(run.averaged_network(), watch, config, run.device)
+            event = Event(run.step, loss, rate, seconds, scores)
+            log.write(event)
+            astray.see(run.step, loss, rate)
+            if last or run.step % epoch_steps == 0:
+                with run.numbers_kept():
+                    each_epoch(math.ceil(run.step / epoch_steps), run)
+            if last or stop or run.step % config.checkpoint_every == 0:
+                run.save(out / CHECKPOINT)
+            report(event)
+            if stop:
+                break
+            started = time.perf_counter()
     return run
 
 
@@ -126,9 +134,18 @@ def _set_up(config: RunConfig) -> None:
 
 
 def _begin(config: RunConfig, basis: Basis, checkpoint: Path, device: torch.device) -> Run:
+    initial = read_initial(config)
+    if initial is not None:
+        seen = {*basis.datasets, *initial.spec.provenance.datasets}
+        basis = replace(
+            basis,
+            datasets=tuple(sorted(seen)),
+            init=initial.description,
+            init_sha256=initial.sha256,
+        )
     if checkpoint.is_file():
         return Run.load(checkpoint, config, basis, device)
-    return Run(config, basis, device)
+    return Run(config, basis, device, initial)
 
 
 def _spread(pairs: EvaluationPairs, most: int) -> EvaluationPairs:

@@ -49,4 +49,6 @@ def make_deterministic() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
+    # A guard against kernels that read what nobody wrote; a twentieth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # torch sets it late
     torch.backends.cudnn.benchmark = False  # it chooses by timing

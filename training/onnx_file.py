@@ -11,10 +11,12 @@ from model.session import SPEC_METADATA_KEY
 from model.spec import ModelSpec, file_sha256, spec_path
 from training.files import write_atomically, write_text_atomically
 
-__all__ = ["HALF_FROM", "clean", "store_halves", "write_model"]
+__all__ = ["HALF_FROM", "HALF_SUFFIX", "clean", "store_halves", "write_model"]
 
 HALF_FROM = 1024
 """Values from which a weight is worth storing in half precision."""
+HALF_SUFFIX = ".half"
+"""Ends the name of a weight that is stored so; without it, it is the weight's own."""
 
 
 def store_halves(proto: onnx.ModelProto) -> None:
@@ -33,7 +35,7 @@ def store_halves(proto: onnx.ModelProto) -> None:
         if values.size < HALF_FROM or not np.array_equal(halves.astype(np.float32), values):
             continue
         name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}.half"))
+        tensor.CopyFrom(numpy_helper.from_array(halves, name + HALF_SUFFIX))
         casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
     for cast in reversed(casts):
         graph.node.insert(0, cast)

@@ -1,7 +1,8 @@
 """The state of a run: what a checkpoint holds, and one step of it."""
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.config import RunConfig
+from training.divergence import Diverged
 from training.files import write_atomically
+from training.initial import Initial, start_from
 from training.losses import loss_of
 from training.networks import CPU, build_network
 from training.provenance import current_commit
@@ -27,13 +30,14 @@ _FREE_TO_CHANGE = frozenset(
         "epochs",
         "evaluate_every",
         "evaluate_pairs",
+        "init",
         "loader_workers",
         "steps",
         "threads",
     )
 )
 """Fields that a resumed run may change; only `steps` and `epochs` change the course of training
-(and `threads` the rounding of sums)."""
+(and `threads` the rounding of sums). `init` may lie elsewhere: the basis holds its SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +47,13 @@ class Basis:
     steps: int
     """In all: the schedule of the learning rate ends there."""
     datasets: tuple[str, ...] = ()
-    """Names of the data sets among the rows that are trained on, sorted."""
+    """Names of the data sets that the weights have seen, those of `init` among them, sorted."""
     rows_sha256: str = ""
-    """Of the keys and classes of those rows, in their order."""
+    """Of the keys and classes of the rows that are trained on, in their order."""
+    init: str = ""
+    """What the weights of `config.init` were made from; "" where they are drawn."""
+    init_sha256: str = ""
+    """Of that file."""
 
 
 def learning_rate(config: RunConfig, step: int, steps: int) -> float:
@@ -65,7 +73,13 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 class Run:
     """Network, averaged weights, optimiser, step and random numbers."""
 
-    def __init__(self, config: RunConfig, basis: Basis, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        basis: Basis,
+        device: torch.device = CPU,
+        initial: Initial | None = None,
+    ) -> None:
         torch.manual_seed(config.seed)  # of the GPU's numbers too
         self.config = config
         self.basis = basis
@@ -73,7 +87,10 @@ class Run:
         self.step = 0
         self.commit = current_commit()
         # Drawn on the CPU: the start is the same on every device.
-        self.network = build_network(config).to(device).train()
+        network = build_network(config)
+        if initial is not None:
+            start_from(initial, network, config)
+        self.network = network.to(device).train()
         self.average = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         self.optimiser = _optimiser(config, self.network)
 
@@ -94,10 +111,19 @@ class Run:
         loss = loss_of(self.config)(logits.float(), labels)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch's own
+        if self.config.optimiser == "adamw" and self.config.max_gradient_norm:  # Adan does it
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_gradient_norm)
         self.optimiser.step()
         self.step += 1
         self._update_average()
-        return loss.item()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
+        return value
+
+    def _diverged(self, what: str) -> Diverged:
+        rate = learning_rate(self.config, self.step - 1, self.steps)
+        return Diverged(self.config, self.step, what, rate)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -124,7 +150,13 @@ class Run:
             yield
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint that `load` continues from, bit for bit on the same device."""
+        """Write a checkpoint that `load` continues from, bit for bit on the same device.
+
+        Where that fails, the one before stays. Raises: OSError naming the file; Diverged, if a
+        weight is no number any more.
+        """
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise self._diverged("a weight is no number any more")
         state = {
             "config": self.config.to_json(),
             "basis": asdict(self.basis),
@@ -137,7 +169,7 @@ class Run:
         }
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_atomically(path, functools.partial(_write, state))
 
     @classmethod
     def load(
@@ -173,7 +205,22 @@ class Run:
         return run
 
 
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as fault:
+        # torch's writer trips over its own clean-up, and hides what the system said.
+        if isinstance(fault.__context__, OSError):
+            raise fault.__context__ from None
+        raise
+
+
 def _optimiser(config: RunConfig, network: nn.Module) -> torch.optim.Optimizer:
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
     return Adan(
         network.parameters(),
         lr=config.learning_rate,
@@ -219,3 +266,14 @@ def _check_basis(stood: Basis, basis: Basis) -> None:
             "the checkpoint was trained on other rows than those given now (clips, their order or "
             "their classes have changed); choose another folder, or give the rows of before"
         )
+    if stood.init_sha256 != basis.init_sha256:
+        raise ValueError(
+            f"the checkpoint started from {_start(stood)}, this run from {_start(basis)}; choose "
+            "another folder"
+        )
+
+
+def _start(basis: Basis) -> str:
+    if not basis.init_sha256:
+        return "fresh weights"
+    return f"{basis.init.split(' (')[0]}, SHA-256 {basis.init_sha256[:12]}…"

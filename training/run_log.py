@@ -1,9 +1,12 @@
-"""What a run writes down for people, step by step: two CSV files."""
+"""What a run writes down for people, step by step: two CSV files, and TensorBoard's events."""
 
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
 
 from training.files import write_text_atomically
 
@@ -34,7 +37,7 @@ class Event:
 
 
 class RunLog:
-    """Appends to `steps.csv` and `scores.csv` of a run's folder."""
+    """Appends to `steps.csv`, `scores.csv` and the events in `tensorboard/` of a run's folder."""
 
     def __init__(self, out: Path, step: int) -> None:
         """Drop what was written of steps after `step`: they will be taken again."""
@@ -42,6 +45,14 @@ class RunLog:
         self._scores = out / "scores.csv"
         for path in (self._steps, self._scores):
             _cut(path, step)
+        # Events cannot be cut; their reader forgets those from the step that is named here.
+        self._events = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._events.close()
 
     def write(self, event: Event) -> None:
         """Write one step down."""
@@ -54,6 +65,8 @@ class RunLog:
                 "seconds": f"{event.seconds:.3f}",
             },
         )
+        self._show(event.step, loss=event.loss, learning_rate=event.learning_rate)
+        self._show(event.step, seconds=event.seconds)
         if event.scores:
             scores = event.scores
             _append(
@@ -65,6 +78,11 @@ class RunLog:
                     "val_uar": f"{scores.uar:.4f}",
                 },
             )
+            self._show(event.step, val_loss=scores.loss, val_uf1=scores.uf1, val_uar=scores.uar)
+
+    def _show(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
 
 
 def _append(path: Path, row: Mapping[str, object]) -> None:
@@ -78,6 +96,8 @@ def _append(path: Path, row: Mapping[str, object]) -> None:
 
 def _cut(path: Path, step: int) -> None:
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [row for row in lines[1:] if int(row.split(",")[0]) <= step]
-        write_text_atomically(path, "".join(lines[:1] + kept))
+        header, *rows = path.read_text().splitlines(keepends=True) or [""]
+        # A full disk may have left half a row.
+        whole = [row for row in rows if row.endswith("\n") and row.count(",") == header.count(",")]
+        kept = [row for row in whole if int(row.split(",")[0]) <= step]
+        write_text_atomically(path, "".join([header, *kept]))

@@ -5,44 +5,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from drawn_pairs import Fitted
 from onnx import TensorProto, numpy_helper
-from typer.testing import CliRunner
 
 from model.network import Mfdan
 from model.session import Session
 from model.spec import load_spec
 from training import export
-from training.cli import app
 from training.config import RunConfig
 from training.export import ParityError, export_run, round_to_half
-from training.loop import CHECKPOINT, Run
+from training.loop import CHECKPOINT, Basis, Run
 from training.onnx_file import HALF_FROM
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, fitted: Fitted) -> Path:
-    """The run that `fit` made, its weights drawn wide: a silent network proves no parity."""
-    folder = tmp_path_factory.mktemp("run")
-    run = Run.load(fitted.folder / CHECKPOINT)
-    torch.manual_seed(1)
-    for weight in run.average.values():
-        if weight.dim() > 1:
-            weight.normal_(std=weight.shape[-1] ** -0.5)
-    run.average["head.bias"] += torch.tensor([0.1, 0.2, 0.3])
-    run.save(folder / CHECKPOINT)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that `mfdan-train export` writes; torch takes its time, so there is one."""
-    path = tmp_path_factory.mktemp("export") / "tiny.onnx"
-    options = ["--run", str(run_folder), "--out", str(path), "--name", "tiny", "--version", "2"]
-    result = CliRunner().invoke(app, ["export", *options])
-    assert result.exit_code == 0, result.output
-    assert "after 40 steps" in result.output
-    return path
 
 
 def pair(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,10 +23,8 @@ def pair(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_the_served_model_answers_as_torch_does(
-    exported: Path, run_folder: Path, batch: int
-) -> None:
-    network = Run.load(run_folder / CHECKPOINT).averaged_network()
+def test_the_served_model_answers_as_torch_does(exported: Path, wide_run: Path, batch: int) -> None:
+    network = Run.load(wide_run / CHECKPOINT).averaged_network()
     round_to_half(network)
     image, flow = pair(batch)
     with torch.no_grad():
@@ -71,12 +41,35 @@ def test_image_and_flow_are_two_inputs(exported: Path) -> None:
     assert len({answer.tobytes() for answer in answers}) == 3
 
 
-def test_the_spec_beside_the_file_comes_from_the_run(
-    exported: Path, run_folder: Path, fitted: Fitted
-) -> None:
-    commit = Run.load(run_folder / CHECKPOINT).commit
-    expected = replace(fitted.config.spec(commit), name="tiny", version="2")
+def test_the_spec_beside_the_file_comes_from_the_run(exported: Path, wide_run: Path) -> None:
+    run = Run.load(wide_run / CHECKPOINT)
+    expected = replace(run.config.spec(run.commit, ("drawn",)), name="tiny", version="2")
     assert replace(load_spec(exported), onnx_sha256="") == expected
+
+
+def test_every_weight_keeps_its_name_and_its_values(exported: Path, wide_run: Path) -> None:
+    network = Run.load(wide_run / CHECKPOINT).averaged_network()
+    round_to_half(network)
+    stored = {
+        tensor.name.removesuffix(".half"): numpy_helper.to_array(tensor).astype(np.float32)
+        for tensor in onnx.load(exported).graph.initializer
+    }
+    for name, weight in network.named_parameters():
+        np.testing.assert_array_equal(stored[name], weight.detach().numpy(), err_msg=name)
+
+
+def test_the_spec_of_what_started_from_another_model_says_so(
+    wide_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path
+) -> None:
+    run = Run.load(wide_run / CHECKPOINT)
+    basis = Basis(steps=40, datasets=("drawn", "real"), init="base 1 (a; licence b)")
+    started = Run(run.config, basis)
+    started.save(tmp_path / CHECKPOINT)
+    monkeypatch.setattr(export, "to_onnx", lambda _network, _side: onnx.load(exported))
+    monkeypatch.setattr(export, "_TOLERANCE", 1e9)
+    made = export_run(tmp_path, tmp_path / "out.onnx").spec.provenance
+    assert made.data == "drawn faces; started from base 1 (a; licence b)"
+    assert made.datasets == ("drawn", "real")
 
 
 def test_large_weights_are_stored_in_half_precision_and_computed_in_single(
@@ -98,14 +91,14 @@ def test_the_file_holds_no_path_of_the_machine_that_made_it(exported: Path) -> N
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(
-    exported: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, wide_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = onnx.load(exported)
     (bias,) = (t for t in wrong.graph.initializer if t.name == "head.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
     monkeypatch.setattr(export, "to_onnx", lambda _network, _side: wrong)
     with pytest.raises(ParityError, match="logits differ by 1"):
-        export_run(run_folder, tmp_path / "wrong.onnx")
+        export_run(wide_run, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
