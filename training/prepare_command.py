@@ -12,33 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from training.options import (
+    BUNDLED_CONFIG,
+    ConfigOption,
+    ManifestArgument,
+    OptionalManifest,
+    WorkersOption,
+    config_path,
+)
+
 if TYPE_CHECKING:
     from model.spec import ModelSpec
     from training.data.datasets import Loaded
 
 __all__ = ["prepare", "validate"]
 
-_DEFAULT_CONFIG = Path(__file__).parent / "configs" / "synthetic.toml"
 SHEET_FILE = "contact_sheet.png"
-
-ManifestArgument = Annotated[
-    Path, typer.Argument(exists=True, help="CSV of labelled clips, or a folder with pairs.csv.")
-]
-OptionalManifest = Annotated[
-    Path | None,
-    typer.Argument(exists=True, help="CSV of labelled clips, or a folder with pairs.csv."),
-]
-ConfigOption = Annotated[
-    Path,
-    typer.Option(
-        "--config",
-        exists=True,
-        dir_okay=False,
-        show_default=False,
-        help="TOML file of the run; the bundled model's when left out.",
-    ),
-]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
+"""Beside a data set's `pairs.csv`; of another manifest, in its prepared folder."""
 
 
 def prepare(  # noqa: PLR0913 - one parameter for each option
@@ -67,30 +57,29 @@ def prepare(  # noqa: PLR0913 - one parameter for each option
         Literal["drop", "middle"],
         typer.Option(help="What becomes of a clip without an apex: its middle frame, or none."),
     ] = "drop",
-    config: ConfigOption = _DEFAULT_CONFIG,
+    config: ConfigOption = BUNDLED_CONFIG,
     workers: WorkersOption = 0,
 ) -> None:
     """Align the clips and compute their flow, once, into a cache beside the manifest."""
     from training.config import load_config
     from training.data.datasets import load_dataset
 
-    spec = load_config(config).spec()
+    run = load_config(config)
     if dataset is None:
-        if manifest is None:
-            raise typer.BadParameter("give a MANIFEST, or --dataset and --root")
-        for name, value in (("root", root), ("out", out), ("annotation", annotation)):
+        own = (("root", root), ("out", out), ("annotation", annotation), ("apexes", apexes))
+        for name, value in own:
             if value is not None:
                 raise typer.BadParameter(f"--{name} goes with --dataset")
-        _prepare_manifest(manifest, spec, workers)
+        _prepare_manifest(run.manifest(manifest), run.spec(), workers)
         return
     if manifest is not None:
         raise typer.BadParameter("give a MANIFEST or --dataset, not both")
     if root is None:
-        raise typer.BadParameter("--dataset needs --root")
+        raise typer.BadParameter("--dataset needs --root, the folder it was unpacked into")
     loaded = load_dataset(
         dataset, root, annotation=annotation, apexes=apexes, missing_apex=missing_apex
     )
-    _prepare_dataset(loaded, out or Path("data") / dataset, spec, workers)
+    _prepare_dataset(loaded, out or Path("data") / dataset, run.spec(), workers)
 
 
 def _prepare_manifest(manifest: Path, spec: "ModelSpec", workers: int) -> None:
@@ -120,7 +109,7 @@ def _prepare_dataset(loaded: "Loaded", out: Path, spec: "ModelSpec", workers: in
     for note in loaded.notes:
         log.print(note, highlight=False, markup=False, soft_wrap=True)
     if loaded.dropped:
-        log.print(f"{len(loaded.dropped)} clips cannot be loaded:")
+        log.print(f"{len(loaded.dropped)} clips are not loaded:")
         for row in loaded.dropped:
             log.print(f"  {row.where}: {row.why}", highlight=False, markup=False, soft_wrap=True)
     manifest = load_into(out, loaded)
@@ -146,7 +135,10 @@ def validate(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", exists=True, dir_okay=False, help="TOML file whose classes are asked for."
+            "--config",
+            parser=config_path,
+            metavar="FILE",
+            help="Check the labels too: TOML file of a run, or the name of a shipped one.",
         ),
     ] = None,
     workers: WorkersOption = 0,

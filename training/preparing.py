@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -144,7 +145,8 @@ def summary_table(
     names = {pair.dataset for pair in pairs}.union(*left_out.values())
     for name in sorted(names):
         own = [pair for pair in pairs if pair.dataset == name]
-        table.add_row(name, *_counts(own), *(str(c.get(name, 0)) for c in left_out.values()))
+        missing = (str(counts.get(name, 0)) for counts in left_out.values())
+        table.add_row(escape(name), *_counts(own), *missing)
     if len(names) > 1:
         table.add_section()
         totals = (str(sum(counts.values())) for counts in left_out.values())
@@ -155,4 +157,4 @@ def summary_table(
 def _counts(pairs: Sequence[Pair]) -> tuple[str, str, str]:
     labels = Counter(pair.label for pair in pairs).most_common()
     listed = ", ".join(f"{label} {count}" for label, count in labels)
-    return str(len({pair.person for pair in pairs})), str(len(pairs)), listed
+    return str(len({pair.person for pair in pairs})), str(len(pairs)), escape(listed)
