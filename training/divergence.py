@@ -13,7 +13,8 @@ TOO_HIGH = 4.0
 """A mean loss above so many times that of even guessing is divergence (ours): an untrained network
 starts near 1, one that merely learns nothing stays there."""
 PATIENCE = 50
-"""Steps of the mean: a spike after the warm-up is over in fewer."""
+"""Steps of the mean. In it a loss counts for at most twice the limit, so that it takes half of them
+to cross it: a spike that training recovers from is no divergence."""
 
 
 class Diverged(ValueError):
@@ -47,13 +48,15 @@ class DivergenceWatch:
 
     def see(self, step: int, loss: float, rate: float) -> None:
         """Take note of one step's loss. Raises: Diverged."""
-        self._recent.append(loss)
-        if len(self._recent) < PATIENCE:
-            return
-        mean = sum(self._recent) / PATIENCE
-        if mean > self._limit:
+        self._recent.append(min(loss, 2 * self._limit))
+        if len(self._recent) == PATIENCE and not self.calm:
             what = (
-                f"the mean loss of {PATIENCE} steps is {mean:.3g}, more than {TOO_HIGH:g} times "
-                f"that of guessing ({self._limit / TOO_HIGH:.3g})"
+                f"for {PATIENCE} steps the loss was on average more than {TOO_HIGH:g} times that "
+                f"of guessing ({self._limit / TOO_HIGH:.3g}), now it is {loss:.3g}"
             )
             raise Diverged(self._config, step, what, rate)
+
+    @property
+    def calm(self) -> bool:
+        """Whether the mean of late is below the limit: then a checkpoint is worth keeping."""
+        return sum(self._recent) <= self._limit * len(self._recent)

@@ -116,7 +116,8 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
             if last or run.step % epoch_steps == 0:
                 with run.numbers_kept():
                     each_epoch(math.ceil(run.step / epoch_steps), run)
-            if last or stop or run.step % config.checkpoint_every == 0:
+            due = run.step % config.checkpoint_every == 0 and astray.calm
+            if last or stop or due:
                 run.save(out / CHECKPOINT)
             report(event)
             if stop:

@@ -1,11 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from drawn_pairs import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.losses import focal_loss
+from training.losses import focal_loss, loss_of
 
 
 def logits_of(*rows: tuple[float, ...]) -> torch.Tensor:
@@ -34,3 +36,12 @@ def test_gradient_is_finite_however_sure_the_network_is(margin: float) -> None:
     focal_loss(logits, torch.tensor([0])).backward()  # type: ignore[no-untyped-call] # torch's own
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_a_config_names_the_loss_of_its_run() -> None:
+    logits = logits_of((0.5, 0.3, 0.2), (0.1, 0.1, 0.8))
+    truth = torch.tensor([0, 2])
+    entropy = (math.log(2) + math.log(1.25)) / 2
+    focal = (0.5 * math.log(2) + 0.2 * math.log(1.25)) / 2  # γ = 1
+    assert loss_of(replace(TINY, loss="cross_entropy"))(logits, truth) == pytest.approx(entropy)
+    assert loss_of(replace(TINY, focal_gamma=1.0))(logits, truth) == pytest.approx(focal)
