@@ -1,14 +1,18 @@
-"""`mfdan-train`: make synthetic pairs, train, export."""
+"""`mfdan-train`: from clips or synthetic pairs to an evaluated, served model."""
 
 import typer
 
-from training.commands import calibrate, evaluate, export, fit, prepare
+from training.commands import export, fit
+from training.evaluate_command import calibrate, evaluate
 from training.faults import told_in_one_line
+from training.loso_command import loso
+from training.prepare_command import prepare, validate
+from training.report_command import report
 from training.synthesis import synth
 
 app = typer.Typer(
     name="mfdan-train",
-    help="Make synthetic pairs, train MFDAN, export it to ONNX.",
+    help="Prepare clips, train MFDAN, evaluate it honestly, export it to ONNX.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -16,8 +20,12 @@ app = typer.Typer(
 
 @app.callback()
 def main() -> None:
-    """Make synthetic pairs, train MFDAN, export it to ONNX."""
+    """Prepare clips, train MFDAN, evaluate it honestly, export it to ONNX."""
 
 
-for command in (synth, prepare, fit, export, calibrate, evaluate):
+for command in (
+    *(synth, validate, prepare),
+    *(loso, report),
+    *(fit, export, calibrate, evaluate),
+):
     app.command()(told_in_one_line()(command))

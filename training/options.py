@@ -1,7 +1,7 @@
 """Options that several commands of `mfdan-train` share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,6 +9,7 @@ __all__ = [
     "BUNDLED_CONFIG",
     "ConfigOption",
     "DeviceOption",
+    "InitOption",
     "ManifestArgument",
     "ModelOption",
     "OptionalManifest",
@@ -59,6 +60,10 @@ ModelOption = Annotated[
     Path, typer.Option("--model", exists=True, dir_okay=False, help="ONNX file, spec beside it.")
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="auto|cpu|cuda", help="auto: a GPU where there is one.")
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")
+]
+InitOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="ONNX file whose weights to start from."),
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
