@@ -4,6 +4,8 @@ The paper uses MagNet (Oh et al., ECCV 2018). This is ours: deterministic, and i
 second network.
 """
 
+import functools
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ def carry(flow: NDArray[np.float32]) -> NDArray[np.float32]:
     outside repeats the border. Source: d(y) = flow(y - d(y)), solved by fixed-point iteration.
     """
     height, width = flow.shape[1:]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = _places(height, width)
     field = np.ascontiguousarray(flow.transpose(1, 2, 0), dtype=np.float32)
     moved = field
     for _ in range(_INVERSION_STEPS):
@@ -49,7 +51,7 @@ def magnify(onset: NDArray[np.uint8], flow: NDArray[np.float32], alpha: float) -
     if flow.shape != (2, *onset.shape[:2]):
         raise ShapeError(f"onset is {onset.shape}, flow is {flow.shape}")
     height, width = onset.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = _places(height, width)
     # Sampling asks where a point came from.
     u, v = carry((1 + alpha) * flow)
     frame = cv2.remap(
@@ -60,3 +62,12 @@ def magnify(onset: NDArray[np.uint8], flow: NDArray[np.float32], alpha: float) -
         borderMode=cv2.BORDER_REPLICATE,
     )
     return np.asarray(frame, np.uint8)
+
+
+@functools.lru_cache(maxsize=4)  # a model has one size of crop
+def _places(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y of every pixel, each (H, W)."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    for part in (x, y):
+        part.flags.writeable = False  # shared by all callers
+    return x, y
