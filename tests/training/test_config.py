@@ -7,8 +7,8 @@ from drawn_pairs import TINY, as_toml
 import training
 from training.config import RunConfig, load_config
 from training.data.pairs import Holdout
-from training.evaluate import holdout_of
 from training.loop import learning_rate
+from training.scored_people import holdout_of
 
 CONFIGS = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
 
@@ -33,6 +33,25 @@ def test_overrides_replace_fields_unless_they_are_none() -> None:
     assert config == replace(load_config(path), steps=7)
 
 
+def test_steps_on_the_command_line_take_the_place_of_epochs_and_the_reverse(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('data = "d"\nlicence = "l"\nepochs = 3\n')
+    assert load_config(path).steps_for(100) == 19  # 300 samples in batches of 16
+    stepped = load_config(path, {"steps": 5})
+    assert (stepped.steps, stepped.epochs, stepped.steps_for(100)) == (5, None, 5)
+    path.write_text('data = "d"\nlicence = "l"\nsteps = 7\n')
+    assert load_config(path, {"epochs": 1}).steps_for(17) == 2
+
+
+def test_an_override_reaches_into_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('data = "d"\nlicence = "l"\nsteps = 7\n')
+    config = load_config(path, {"network.dropkey": 0.1, "network.flow_attention": False})
+    assert (config.network.dropkey, config.network.flow_attention) == (0.1, False)
+
+
 def test_toml_gives_the_same_config_back(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(as_toml(TINY))
     assert load_config(tmp_path / "tiny.toml") == TINY
@@ -41,6 +60,11 @@ def test_toml_gives_the_same_config_back(tmp_path: Path) -> None:
 def test_the_spec_says_who_is_held_out(tiny_config: RunConfig) -> None:
     config = replace(tiny_config, split_seed=5, val_fraction=0.25, test_fraction=0.5)
     assert holdout_of(config.spec()) == config.holdout == Holdout(seed=5, val=0.25, test=0.5)
+
+
+def test_the_spec_names_the_data_sets_that_were_seen(tiny_config: RunConfig) -> None:
+    assert tiny_config.spec("abc", ("a", "b")).provenance.datasets == ("a", "b")
+    assert tiny_config.spec("abc").provenance.training_commit == "abc"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +77,12 @@ def test_the_spec_says_who_is_held_out(tiny_config: RunConfig) -> None:
         ("val_fraction = 0.6\ntest_fraction = 0.5", "no subject to train on"),
         ("[network]\nimage_size = 100", "image_size 100"),
         ("steps =", "Invalid value"),
+        ("steps = 3\nepochs = 3", "either steps or epochs"),
+        ("", "either steps or epochs"),
+        ("steps = 3\nseeds = [1, 2, 1]", "seeds repeat"),
+        ('steps = 3\n[label_map]\nfear = "negativ"', "label_map leads to negativ"),
+        ("steps = 3\nrotation_degrees = 90.0", "rotation_degrees"),
+        ('steps = 3\nloss = "hinge"', "loss"),
     ],
 )
 def test_a_bad_config_is_refused_with_its_field_named(
