@@ -1,12 +1,11 @@
-"""A served model on identities it never saw: calibration of its gates, and its scores."""
+"""A served model on any manifest: its answers, and the scores of these."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -14,34 +13,32 @@ from rich.progress import track
 from model.pipeline import Verdict, judge, network_inputs
 from model.session import Session
 from model.spec import ModelSpec, Score, spec_path
-from training.data.dataset import rows_of
-from training.data.pairs import NOTHING, SYNTH_NOTE, Holdout, Split
+from training.data.labels import Labels
+from training.data.pairs import NOTHING, SYNTH_NOTE, Pair, manifest_path, read_pairs
 from training.data.prepare import Prepared, PreparedRow
 from training.files import write_text_atomically
-from training.fitting import prepare_pairs_folder
-from training.metrics import IntArray, accuracy, bootstrap_interval, confusion, uar, uf1
-from training.onnx_file import write_model
+from training.metrics import bootstrap_weights, interval
+from training.predictions import Prediction, write_predictions
+from training.preparing import prepare_pairs_folder
+from training.scored_people import People, Scored, choose_people
+from training.scoring import ScoreRow, ScoreTable, score
 
 __all__ = [
+    "Abstained",
     "Answer",
-    "Calibration",
+    "Answered",
     "Evaluation",
-    "answer",
-    "answer_folder",
-    "calibrate",
+    "answer_manifest",
     "evaluate",
-    "holdout_of",
-    "largest_threshold",
     "protocol",
-    "rewrite_gates",
+    "spec_scores",
+    "write_evaluation",
     "write_scores",
 ]
 
 _BATCH = 8
-GATE_SHARE = 0.08
-"""Of the genuine pairs, at most this share may be taken for motionless."""
-CONFIDENCE_SHARE = 0.05
-"""Of the genuine pairs that pass the gate, at most this share may be too uncertain."""
+_NAMED = 5
+"""Rows that a fault names; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,206 +46,290 @@ class Answer:
     """What the served model says of one pair."""
 
     row: PreparedRow
+    label: str
+    """The true class, or `none` for a pair in which nothing happens."""
     probabilities: NDArray[np.float32]
     """(K,)."""
 
     @property
     def genuine(self) -> bool:
         """Whether an expression happens in the pair."""
-        return self.row.pair.label != NOTHING
+        return self.label != NOTHING
 
     def verdict(self, spec: ModelSpec) -> Verdict:
         """Return the answer that the service would give."""
         return judge(spec, self.probabilities, self.row.motion)
 
 
-def holdout_of(spec: ModelSpec) -> Holdout:
-    """Return who was kept from training. Raises: ValueError if the spec does not say."""
-    made = spec.provenance
-    if made.split_seed is None or made.val_fraction is None or made.test_fraction is None:
-        raise ValueError(
-            f"the spec of {spec.name} does not say who was held out from its training "
-            "(provenance: split_seed, val_fraction, test_fraction); export its run again"
-        )
-    return Holdout(seed=made.split_seed, val=made.val_fraction, test=made.test_fraction)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """A model's answers to a manifest."""
+
+    spec: ModelSpec
+    manifest: Path
+    labels: Labels
+    people: People
+    scored: Scored
+    answers: Sequence[Answer]
 
 
-def answer_folder(
-    model: Path, pairs: Path, split: Split, console: Console
-) -> tuple[ModelSpec, list[Answer]]:
-    """Have the served model answer a split of a pairs folder; its spec says who is in it.
+def answer_manifest(  # noqa: PLR0913 - who answers, about whom, under which names, told where
+    model: Path,
+    manifest: Path,
+    people: People,
+    console: Console,
+    *,
+    labels: Labels | None = None,
+    workers: int = 0,
+) -> Answered:
+    """Have the served model answer the rows of a manifest that may be scored.
 
-    Pairs labelled neither a class nor `none` are left out. Raises: ModelError, ValueError.
+    `labels` carries labels to the model's classes; None takes labels for classes. Clips of a label
+    that is left out are not answered, but for those labelled `none`. What is wrong is said before
+    anything is prepared. Raises: ModelError; FileNotFoundError; ValueError naming rows whose label
+    leads to no class of the model, or as `choose_people`.
     """
     session = Session.open(model)
     spec = session.spec
-    holdout = holdout_of(spec)
-    prepared = prepare_pairs_folder(spec, pairs, 0, console)
-    known = {*spec.classes, NOTHING}
-    rows = [row for row in rows_of(prepared, holdout, split) if row.pair.label in known]
-    return spec, answer(session, prepared, rows, console)
+    scored = choose_people(spec, read_pairs(manifest), people)
+    labels = labels or Labels(spec.classes)
+    _check_labels(spec, labels, scored.pairs)
+    console.print(_told(scored), markup=False, highlight=False, soft_wrap=True)
+    if scored.warning:
+        console.print(f"WARNING: {scored.warning}", style="bold red", highlight=False)
+    prepared = prepare_pairs_folder(spec, manifest, workers, console)
+    wanted = {pair.key for pair in scored.pairs}
+    rows = [
+        (row, label)
+        for row in prepared.rows
+        if row.pair.key in wanted and (label := _label(labels, row.pair))
+    ]
+    answers = _answer(session, prepared, rows, console)
+    return Answered(
+        spec=spec, manifest=manifest, labels=labels, people=people, scored=scored, answers=answers
+    )
 
 
-def answer(
-    session: Session, prepared: Prepared, rows: Sequence[PreparedRow], console: Console
+def _check_labels(spec: ModelSpec, labels: Labels, pairs: Sequence[Pair]) -> None:
+    labels.check(pairs)
+    lost = [
+        f"{pair.key} is {pair.label!r}, class {target!r}"
+        for pair in pairs
+        if (target := labels.class_of(pair.label)) and target not in spec.classes
+    ]
+    if lost:
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        raise ValueError(
+            f"{spec.name} knows only {', '.join(spec.classes)}: {'; '.join(lost[:_NAMED])}{more}"
+        )
+
+
+def _told(scored: Scored) -> str:
+    people = len({pair.person for pair in scored.pairs})
+    left_out = "".join(f"; left out: {n} {why}" for why, n in scored.left_out.items())
+    return f"people scored: {people} ({scored.words}){left_out}"
+
+
+def _label(labels: Labels, pair: Pair) -> str | None:
+    """Return a pair's class, `none` where nothing happens, None where it is left out."""
+    found = labels.class_of(pair.label)
+    return NOTHING if found is None and pair.label == NOTHING else found
+
+
+def _answer(
+    session: Session,
+    prepared: Prepared,
+    rows: Sequence[tuple[PreparedRow, str]],
+    console: Console,
 ) -> list[Answer]:
     """Run the served session on prepared pairs (their flow was rounded to half precision)."""
     answers: list[Answer] = []
     for start in track(range(0, len(rows), _BATCH), "answer", console=console):
         batch = rows[start : start + _BATCH]
-        inputs = [network_inputs(*prepared.arrays(row), session.spec) for row in batch]
+        inputs = [network_inputs(*prepared.arrays(row), session.spec) for row, _label in batch]
         image, flow = (np.stack(part) for part in zip(*inputs, strict=True))
-        answers += map(Answer, batch, session.run(image, flow))
+        answers += [
+            Answer(row, label, probabilities)
+            for (row, label), probabilities in zip(batch, session.run(image, flow), strict=True)
+        ]
     return answers
 
 
-def protocol(spec: ModelSpec, split: Split, pairs: Path) -> str:
-    """Say how a score of `evaluate` on a pairs folder was measured. Raises: ValueError."""
-    holdout = holdout_of(spec)
-    shares = {"val": holdout.val, "test": holdout.test}
-    shares["train"] = 1 - sum(shares.values())
-    trained = "trained on" if split == "train" else "never trained on"
-    return (
-        f"{_origin(pairs)}, identities of the {split} split ({shares[split]:.3g} of them, by "
-        f"a hash of the identity, seed {holdout.seed}), {trained}; last step of one run, seed "
-        f"{spec.provenance.seed}; 95 % bootstrap interval over identities; "
-        f"`mfdan-train evaluate --model FILE --pairs DIR --split {split}`"
+def protocol(answered: Answered) -> str:
+    """Say how the scores of these answers are measured."""
+    spec = answered.spec
+    seed = spec.provenance.seed
+    mapped = _mapping_words(answered)
+    command = f"--split {answered.people}" + (" --config FILE" if mapped else "")
+    return "; ".join(
+        filter(
+            None,
+            (
+                f"{_origin(answered)}, {answered.scored.words}",
+                mapped,
+                "one model" if seed is None else f"last step of one run, seed {seed}",
+                "95 % bootstrap interval over people",
+                f"`mfdan-train evaluate --model FILE MANIFEST {command}`",
+            ),
+        )
     )
 
 
-def _origin(pairs: Path) -> str:
-    """Say what a pairs folder is: `synth` leaves a note of what it was made with."""
-    note = pairs / SYNTH_NOTE
+def _origin(answered: Answered) -> str:
+    """Say what a manifest lists: `synth` leaves a note of what it made pairs with."""
+    note = manifest_path(answered.manifest).with_name(SYNTH_NOTE)
     if not note.is_file():
-        return "pairs of the user's own"
+        return f"clips of {', '.join(sorted({pair.dataset for pair in answered.scored.pairs}))}"
     made = json.loads(note.read_text())
     moves = "measured blendshapes" if made["blendshapes_sha256"] else "mfdan's own table"
     return f"synthetic pairs (`mfdan-train synth`, seed {made['seed']}, moved by {moves})"
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Gates chosen on the calibration identities, and what they do there."""
-
-    motion_gate_px: float
-    abstention_threshold: float
-    pairs: int
-    genuine_abstain: float
-    """Share of the pairs with an expression that are not answered."""
-    nothing_abstains: float
-    """Share of the pairs without one that are not answered; NaN without such pairs."""
+def _mapping_words(answered: Answered) -> str:
+    labels = sorted({pair.label for pair in answered.scored.pairs} & {*answered.labels.mapping})
+    ways = [f"{label} → {answered.labels.mapping[label] or 'left out'}" for label in labels]
+    return f"labels mapped ({', '.join(ways)})" if ways else ""
 
 
-def largest_threshold(values: Sequence[float], share: float) -> float:
-    """Return the largest threshold below which at most `share` of the values lie."""
-    ordered = sorted(values)
-    return ordered[int(share * len(ordered))]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Abstained:
+    """Share of clips that the service would not answer."""
+
+    kind: str
+    """`genuine`, or `none` where nothing happens."""
+    group: str
+    """`all`, `dataset:NAME` or `class:NAME`."""
+    value: float
+    low: float
+    """Of the 95 % bootstrap interval over people."""
+    high: float
+    clips: int
+    people: int
 
 
-def calibrate(answers: Sequence[Answer], spec: ModelSpec) -> Calibration:
-    """Choose both gates of a spec. Raises: ValueError where no pair has an expression."""
-    genuine = [a for a in answers if a.genuine]
-    if not genuine:
-        raise ValueError("no pair with an expression to calibrate on")
-    gate = largest_threshold([a.row.motion.p95_px for a in genuine], GATE_SHARE)
-    gate = _floor(gate)
-    moving = [float(a.probabilities.max()) for a in genuine if a.row.motion.p95_px >= gate]
-    threshold = _floor(largest_threshold(moving, CONFIDENCE_SHARE))
-    spec = replace(spec, motion_gate_px=gate, abstention_threshold=threshold)
-    return Calibration(gate, threshold, len(answers), *_abstention(answers, spec))
-
-
-def _floor(value: float) -> float:
-    """Three decimals are enough; rounded down, a threshold keeps its promise."""
-    return float(np.floor(value * 1000) / 1000)
-
-
-def _abstention(answers: Sequence[Answer], spec: ModelSpec) -> tuple[float, float]:
-    """Return the shares that abstain, of genuine pairs and of those where nothing happens."""
-    shares = []
-    for kind in (True, False):
-        abstained = [a.verdict(spec).abstained for a in answers if a.genuine is kind]
-        shares.append(float(np.mean(abstained)) if abstained else float("nan"))
-    return shares[0], shares[1]
-
-
-def rewrite_gates(model: Path, spec: ModelSpec, calibration: Calibration) -> ModelSpec:
-    """Store the gates in the model's metadata, sidecar and hash; its scores, now stale, go."""
-    spec = replace(
-        spec,
-        motion_gate_px=calibration.motion_gate_px,
-        abstention_threshold=calibration.abstention_threshold,
-        scores=(),
-    )
-    return write_model(onnx.load(model), spec, model)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Scores on held-out identities."""
+    """Scores of one model on one manifest."""
 
-    scores: tuple[Score, ...]
-    confusion: NDArray[np.int64]
-    """(K, K), true class by answered class, no abstention."""
+    classes: tuple[str, ...]
+    predictions: Sequence[Prediction]
+    """Of the genuine clips."""
+    forced: ScoreTable
+    """Every clip forced to one class."""
+    answered: ScoreTable | None
+    """Only where the service would answer; None where it never does."""
+    abstained: Sequence[Abstained]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the genuine clips that are answered."""
+        return 1 - float(np.mean([each.abstained for each in self.predictions]))
 
 
-def evaluate(answers: Sequence[Answer], spec: ModelSpec, protocol: str) -> Evaluation:
+def evaluate(answers: Sequence[Answer], spec: ModelSpec) -> Evaluation:
     """Score answers: forced to one class each, then only where the service would answer.
 
-    Intervals come from drawing identities, not pairs. Raises: ValueError without genuine pairs.
+    Intervals come from drawing people, not clips. Raises: ValueError without genuine clips.
     """
-    genuine = [a for a in answers if a.genuine]
+    genuine = [each for each in answers if each.genuine]
     if not genuine:
         raise ValueError("no pair with an expression to score")
-    given = [a for a in genuine if not a.verdict(spec).abstained]
-    nothing = [a for a in answers if not a.genuine]
-    scores = [*_class_scores(genuine, spec, "", protocol)]
-    if given:
-        scores += _class_scores(given, spec, "_answered", protocol)
-    for name, group in (("genuine", genuine), ("none", nothing)):
-        if group:
-            abstained = np.array([a.verdict(spec).abstained for a in group], np.int64)
-            scores.append(
-                _score(
-                    f"abstained_{name}",
-                    lambda rows, values=abstained: float(values[rows].mean()),  # type: ignore[misc] # a bound default
-                    group,
-                    protocol,
-                )
-            )
-    labels, predictions = _indices(genuine, spec)
-    return Evaluation(tuple(scores), confusion(labels, predictions, len(spec.classes)))
+    predictions = [_prediction(each, spec) for each in genuine]
+    given = [each for each in predictions if not each.abstained]
+    return Evaluation(
+        classes=spec.classes,
+        predictions=predictions,
+        forced=score(predictions, spec.classes),
+        answered=score(given, spec.classes) if given else None,
+        abstained=[
+            *_abstained(genuine, spec, "genuine"),
+            *_abstained([each for each in answers if not each.genuine], spec, "none"),
+        ],
+    )
 
 
-def _indices(answers: Sequence[Answer], spec: ModelSpec) -> tuple[IntArray, IntArray]:
-    labels = np.array([spec.classes.index(a.row.pair.label) for a in answers])
-    return labels, np.array([int(a.probabilities.argmax()) for a in answers])
+def _prediction(answer: Answer, spec: ModelSpec) -> Prediction:
+    pair = answer.row.pair
+    return Prediction(
+        dataset=pair.dataset,
+        subject=pair.subject,
+        clip=pair.clip,
+        label=answer.label,
+        seed=spec.provenance.seed or 0,
+        fold=spec.name,
+        probabilities=tuple(map(float, answer.probabilities)),
+        abstained=answer.verdict(spec).abstained,
+    )
 
 
-def _class_scores(
-    answers: Sequence[Answer], spec: ModelSpec, suffix: str, protocol: str
-) -> list[Score]:
-    labels, predictions = _indices(answers, spec)
-    classes = len(spec.classes)
-    measures: dict[str, Callable[[IntArray], float]] = {
-        "uf1": lambda rows: uf1(labels[rows], predictions[rows], classes),
-        "uar": lambda rows: uar(labels[rows], predictions[rows], classes),
-        "accuracy": lambda rows: accuracy(labels[rows], predictions[rows]),
+def _abstained(answers: Sequence[Answer], spec: ModelSpec, kind: str) -> list[Abstained]:
+    groups: dict[str, list[Answer]] = {"all": list(answers)} if answers else {}
+    for each in sorted(answers, key=lambda answer: answer.row.pair.dataset):
+        groups.setdefault(f"dataset:{each.row.pair.dataset}", []).append(each)
+    if kind == "genuine":
+        for name in spec.classes:
+            groups[f"class:{name}"] = [each for each in answers if each.label == name]
+    return [
+        _abstained_share(members, spec, kind, group) for group, members in groups.items() if members
+    ]
+
+
+def _abstained_share(
+    answers: Sequence[Answer], spec: ModelSpec, kind: str, group: str
+) -> Abstained:
+    people = sorted({each.row.pair.person for each in answers})
+    who = np.array([people.index(each.row.pair.person) for each in answers])
+    silent = np.array([each.verdict(spec).abstained for each in answers], np.float64)
+    weights = bootstrap_weights(len(people)).astype(np.float64)
+    drawn = weights @ np.bincount(who, silent) / (weights @ np.bincount(who))
+    low, high = interval(drawn)
+    return Abstained(
+        kind=kind,
+        group=group,
+        value=float(silent.mean()),
+        low=low,
+        high=high,
+        clips=len(answers),
+        people=len(people),
+    )
+
+
+def spec_scores(result: Evaluation, words: str) -> tuple[Score, ...]:
+    """Return the pooled scores as a model's spec holds them, each with its protocol."""
+    tables = {"": result.forced, "_answered": result.answered}
+    pooled: list[tuple[str, ScoreRow | Abstained]] = [
+        (f"{metric}{suffix}", table.row(metric))
+        for suffix, table in tables.items()
+        if table is not None
+        for metric in ("uf1", "uar", "accuracy")
+    ]
+    shares = [(f"abstained_{e.kind}", e) for e in result.abstained if e.group == "all"]
+    return tuple(_score(metric, row, words) for metric, row in (*pooled, *shares))
+
+
+def _score(metric: str, row: ScoreRow | Abstained, words: str) -> Score:
+    counted = f"{words}; {row.clips} clips of {row.people} people"
+    return Score(metric=metric, value=row.value, low=row.low, high=row.high, protocol=counted)
+
+
+def write_evaluation(out: Path, answered: Answered, result: Evaluation) -> None:
+    """Write `predictions.csv` (of the genuine clips), then `scores.json`. Raises: OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    spec = answered.spec
+    document = {
+        "model": {"name": spec.name, "version": spec.version, "onnx_sha256": spec.onnx_sha256},
+        "manifest": manifest_path(answered.manifest).name,
+        "protocol": protocol(answered),
+        "warning": answered.scored.warning,
+        "people_left_out": dict(answered.scored.left_out),
+        "coverage": result.coverage,
+        "forced": json.loads(result.forced.to_json()),
+        "answered": result.answered and json.loads(result.answered.to_json()),
+        "abstained": [asdict(each) for each in result.abstained],
     }
-    return [_score(name + suffix, measure, answers, protocol) for name, measure in measures.items()]
-
-
-def _score(
-    metric: str,
-    measure: Callable[[IntArray], float],
-    answers: Sequence[Answer],
-    protocol: str,
-) -> Score:
-    people = [a.row.pair.person for a in answers]
-    low, high = bootstrap_interval(measure, people)
-    value = measure(np.arange(len(answers)))
-    counted = f"{protocol}; {len(answers)} pairs of {len(set(people))} identities"
-    return Score(metric=metric, value=value, low=low, high=high, protocol=counted)
+    write_predictions(out / "predictions.csv", result.predictions, result.classes)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text_atomically(out / "scores.json", text)
 
 
 def write_scores(model: Path, spec: ModelSpec, scores: tuple[Score, ...]) -> None:
