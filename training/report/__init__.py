@@ -1,0 +1,1 @@
+"""One HTML page of what `mfdan-train loso` measured, and its pictures."""
