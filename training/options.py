@@ -53,7 +53,7 @@ ManifestArgument = Annotated[
 OptionalManifest = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[MANIFEST]", exists=True, help=f"{_MANIFEST_HELP} Default: the config's `pairs`."
+        metavar="MANIFEST", exists=True, help=f"{_MANIFEST_HELP} Default: the config's `pairs`."
     ),
 ]
 ModelOption = Annotated[

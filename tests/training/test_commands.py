@@ -1,5 +1,4 @@
 import csv
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,10 @@ from drawn_pairs import TINY, Fitted, as_toml
 from typer.testing import CliRunner, Result
 
 from training.cli import app
-from training.data.prepare import Prepared, prepared_folder
+from training.config import load_config
+from training.data.prepare import Prepared
 from training.loop import CHECKPOINT, Basis, Run
+from training.options import config_path
 
 
 def run(*words: str | Path) -> Result:
@@ -35,23 +36,16 @@ def test_fit_stops_at_ctrl_c_and_the_same_command_finishes_the_run(fitted: Fitte
     assert Run.load(fitted.folder / CHECKPOINT).step == 40
 
 
-def test_prepare_makes_what_fit_reads(
-    pairs_folder: Path, prepared: Prepared, tmp_path: Path
-) -> None:
-    pictures = {row.pair.onset for row in prepared.rows} | {row.pair.apex for row in prepared.rows}
-    for name in (*sorted(pictures)[:8], "pairs.csv"):
-        shutil.copy(pairs_folder / name, tmp_path)
-    (tmp_path / "tiny.toml").write_text(as_toml(TINY))
-    result = run("prepare", "--pairs", tmp_path, "--config", tmp_path / "tiny.toml")
-    assert result.exit_code == 0, result.output
-    assert "20 pairs are left out" in result.stderr
-    assert (prepared_folder(tmp_path, TINY.spec()) / "0.json").is_file()
-
-
 @pytest.mark.parametrize("command", ["prepare", "fit"])
 def test_a_folder_without_its_list_is_told_in_one_line(command: str, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "run"] if command == "fit" else []
-    assert_one_line(run(command, "--pairs", tmp_path, *out), "pairs.csv")
+    assert_one_line(run(command, tmp_path, *out), "pairs.csv")
+
+
+@pytest.mark.parametrize("command", ["prepare", "fit"])
+def test_a_config_without_a_manifest_asks_for_one(command: str, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"] if command == "fit" else []
+    assert_one_line(run(command, *out), "name a manifest")
 
 
 @pytest.mark.parametrize("command", ["prepare", "fit"])
@@ -59,8 +53,27 @@ def test_a_bad_config_is_told_in_one_line(command: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('data = "d"\nlicence = "l"\nstepps = 3\nbatch_size = 0\n')
     out = ["--out", tmp_path / "run"] if command == "fit" else []
-    result = run(command, "--pairs", tmp_path, *out, "--config", path)
+    result = run(command, tmp_path, *out, "--config", path)
     assert_one_line(result, "bad.toml", "stepps", "batch_size")
+
+
+def test_a_config_that_is_neither_a_file_nor_shipped_names_those_that_are(tmp_path: Path) -> None:
+    result = run("fit", tmp_path, "--out", tmp_path / "run", "--config", "casme4.toml")
+    assert result.exit_code == 2
+    assert "casme2.toml" in result.stderr
+
+
+def test_a_shipped_config_is_known_by_its_file_name() -> None:
+    path = config_path("casme2.toml")
+    assert load_config(path).name == "mfdan-casme2"
+
+
+def test_a_file_goes_before_a_shipped_config_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "casme2.toml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert config_path("casme2.toml") == Path("casme2.toml")
 
 
 @pytest.mark.parametrize("content", ["nothing", "junk", "cut", "other", "part"])
@@ -82,7 +95,10 @@ def test_a_bad_checkpoint_is_told_in_one_line(content: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", ["calibrate", "evaluate"])
 def test_a_model_without_its_spec_is_told_in_one_line(command: str, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"junk")
-    result = run(command, "--model", tmp_path / "m.onnx", "--pairs", tmp_path)
+    (tmp_path / "pairs.csv").write_text(
+        "dataset,subject,clip,label,onset,apex\nd,1,c,none,o.png,a.png\n"
+    )
+    result = run(command, "--model", tmp_path / "m.onnx", tmp_path)
     assert_one_line(result, "m.onnx.json")
 
 
@@ -92,13 +108,27 @@ def test_too_few_minutes_for_a_step_are_refused(
     assert prepared.rows
     (tmp_path / "tiny.toml").write_text(as_toml(replace(TINY, steps=8)))
     options = ["--config", tmp_path / "tiny.toml", "--minutes", "0"]
-    result = run("fit", "--pairs", pairs_folder, "--out", tmp_path / "run", *options)
+    result = run("fit", pairs_folder, "--out", tmp_path / "run", *options)
     assert_one_line(result, "0 minutes are too few")
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_and_minutes_are_not_both_taken(pairs_folder: Path, tmp_path: Path) -> None:
-    options = ["--steps", "3", "--minutes", "1"]
-    result = run("fit", "--pairs", pairs_folder, "--out", tmp_path / "run", *options)
+@pytest.mark.parametrize("other", ["--minutes", "--epochs"])
+def test_the_length_of_a_run_is_given_once(other: str, pairs_folder: Path, tmp_path: Path) -> None:
+    options = ["--steps", "3", other, "1"]
+    result = run("fit", pairs_folder, "--out", tmp_path / "run", *options)
     assert result.exit_code == 2
-    assert "--steps and --minutes" in result.stderr
+    assert "all fix the steps" in " ".join(result.stderr.split())
+
+
+def test_an_ablation_is_one_flag(pairs_folder: Path, prepared: Prepared, tmp_path: Path) -> None:
+    assert prepared.rows
+    (tmp_path / "tiny.toml").write_text(as_toml(replace(TINY, steps=1)))
+    flags = ["--no-flow-attention", "--no-dropkey", "--cross-entropy", "--adamw", "--balanced"]
+    options = ["--config", tmp_path / "tiny.toml", "--out", tmp_path / "run", *flags]
+    result = run("fit", pairs_folder, *options)
+    assert result.exit_code == 0, result.output
+    config = Run.load(tmp_path / "run" / CHECKPOINT).config
+    assert not config.network.flow_attention
+    assert config.network.dropkey == 0
+    assert (config.loss, config.optimiser, config.balanced) == ("cross_entropy", "adamw", True)
