@@ -27,6 +27,7 @@ __all__ = [
     "Verdict",
     "judge",
     "network_inputs",
+    "residual_motion",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -115,18 +116,13 @@ class Preprocessor:
             total = compute_flow(to_grey(onset_crop), to_grey(apex_crop), self.spec.flow)
             landmarks = _carry(face.landmarks, transform)
             outline = _face_outline(landmarks, size)
-            flow, head = remove_rigid_motion(total, outline)
-            moved = magnitude(flow)[outline] if outline.any() else magnitude(flow)
+            flow, motion = residual_motion(total, outline)
         return AlignedPair(
             face=face,
             onset=onset_crop,
             flow=flow,
             landmarks=landmarks,
-            motion=Motion(
-                mean_px=float(moved.mean()),
-                p95_px=float(np.percentile(moved, 95)),
-                head_px=head.mean_px,
-            ),
+            motion=motion,
             quality=Quality(
                 eye_distance_px=_eye_distance(face),
                 outside=_share_outside(transform, onset.shape[:2], size),
@@ -134,6 +130,22 @@ class Preprocessor:
             ),
             timings_ms=timings,
         )
+
+
+def residual_motion(
+    total: FloatArray, face: NDArray[np.bool_] | None = None
+) -> tuple[FloatArray, Motion]:
+    """Remove the head's motion from a flow, and measure what is left inside the face.
+
+    Convention: total is (2, H, W) in pixels of the crop; face is the (H, W) mask of the face,
+    everything when None or empty. Returns the residual flow (2, H, W). Raises: ShapeError.
+    """
+    flow, head = remove_rigid_motion(total, face)
+    moved = magnitude(flow)
+    if face is not None and face.any():
+        moved = moved[face]
+    mean, p95 = float(moved.mean()), float(np.percentile(moved, 95))
+    return flow, Motion(mean_px=mean, p95_px=p95, head_px=head.mean_px)
 
 
 @contextmanager

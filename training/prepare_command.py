@@ -14,7 +14,6 @@ from rich.console import Console
 
 from training.options import (
     BUNDLED_CONFIG,
-    ConfigOption,
     ManifestArgument,
     OptionalManifest,
     WorkersOption,
@@ -57,13 +56,25 @@ def prepare(  # noqa: PLR0913 - one parameter for each option
         Literal["drop", "middle"],
         typer.Option(help="What becomes of a clip without an apex: its middle frame, or none."),
     ] = "drop",
-    config: ConfigOption = BUNDLED_CONFIG,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            parser=config_path,
+            metavar="FILE",
+            show_default=False,
+            help="TOML file of the run that shall read the cache, or the name of a shipped one; "
+            "the data set's own when left out, else the bundled model's.",
+        ),
+    ] = None,
     workers: WorkersOption = 0,
 ) -> None:
     """Align the clips and compute their flow, once, into a cache beside the manifest."""
     from training.config import load_config
-    from training.data.datasets import load_dataset
+    from training.data.datasets import DATASETS, load_dataset
 
+    if config is None:
+        config = config_path(f"{dataset}.toml") if dataset in DATASETS else BUNDLED_CONFIG
     run = load_config(config)
     if dataset is None:
         own = (("root", root), ("out", out), ("annotation", annotation), ("apexes", apexes))

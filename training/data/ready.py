@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from model.decode import Limits, decode_image
 from model.errors import BadFlow
-from model.flow import magnitude, remove_rigid_motion
-from model.pipeline import Motion
+from model.pipeline import Motion, residual_motion
 
 __all__ = ["PICTURE_SPAN", "ReadyPair", "read_face", "read_flow", "ready_pair"]
 
@@ -58,11 +57,9 @@ class ReadyFlow:
 
 def ready_pair(onset: NDArray[np.uint8], flow: ReadyFlow) -> ReadyPair:
     """Put a face (S, S, 3) and its flow (2, S, S) through what live flow goes through."""
-    residual, head = remove_rigid_motion(flow.total)
+    residual, motion = residual_motion(flow.total)
     if not flow.in_pixels:
-        return ReadyPair(onset, residual, Motion(math.nan, math.nan, math.nan))
-    moved = magnitude(residual)
-    motion = Motion(float(moved.mean()), float(np.percentile(moved, 95)), head.mean_px)
+        motion = Motion(math.nan, math.nan, math.nan)
     return ReadyPair(onset, residual, motion)
 
 
