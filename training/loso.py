@@ -28,6 +28,7 @@ from model.spec import file_sha256
 from training.config import RunConfig, Tuning
 from training.data.dataset import labelled
 from training.data.prepare import Prepared, PreparedRow, open_prepared
+from training.divergence import Diverged
 from training.files import write_text_atomically
 from training.folds import Fold, lodo_folds, loso_folds
 from training.loso_folder import MethodFolder
@@ -225,8 +226,10 @@ def run_fold(job: FoldJob) -> None:
             choice, outcome = _train(job, prepared, folds[job.fold], work)
         except torch.OutOfMemoryError:
             raise ValueError("the card has too little memory for this; give fewer --jobs") from None
+        except Diverged:
+            raise
         except ValueError:
-            shutil.rmtree(work)  # a checkpoint that leads here would lead here again
+            shutil.rmtree(work)  # a checkpoint that cannot be read would never be
             raise
     fold = folds[job.fold]
     seconds = time.perf_counter() - started

@@ -19,7 +19,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from training.baselines import baseline_config
 from training.config import Method, RunConfig
 from training.data.pairs import manifest_path, read_pairs
 from training.data.prepare import Prepared
@@ -105,8 +104,11 @@ class LosoRun:
             check_grid(config)
 
     def _plan(self, config: RunConfig, method: Method, prepared: Prepared) -> MethodPlan:
-        own = method == config.method  # the others are held against it, as they are
-        config = config if own else baseline_config(config, method)
+        own = method == config.method
+        if not own:
+            from training.baselines import baseline_config  # noqa: PLC0415 - loads scikit-learn
+
+            config = baseline_config(config, method)
         options = replace(self.options, tune=self.options.tune and own)
         return MethodPlan.of(config, prepared, self.out, options)
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from model.network import Mfdan
 from model.spec import ModelSpec
-from training.baselines import FlowSvm, flow_features, majority
 from training.config import RunConfig
 from training.data.dataset import EvaluationPairs, class_indices
 from training.data.prepare import Prepared, PreparedRow
@@ -75,19 +74,25 @@ def train_and_predict(  # noqa: PLR0913 - what, on what, where, how
     """
     if config.method in NETWORKS:
         return _network(config, prepared, fold, work, device=device, oracle=oracle)
+    return Outcome(probabilities=np.asarray(_baseline(config, prepared, fold), np.float32))
+
+
+def _baseline(config: RunConfig, prepared: Prepared, fold: Fold) -> NDArray[np.floating]:
+    from training.baselines import FlowSvm, majority  # noqa: PLC0415 - loads scikit-learn
+
     truth = np.array(class_indices(fold.train, config))
     if config.method == "majority":
-        answers = majority(truth, len(fold.test), len(config.classes))
-    else:
-        features = _features(prepared, config.spec().to_json())
-        svm = FlowSvm(len(config.classes)).fit(_stack(features, fold.train), truth)
-        answers = svm.predict(_stack(features, fold.test))
-    return Outcome(probabilities=np.asarray(answers, np.float32))
+        return majority(truth, len(fold.test), len(config.classes))
+    features = _features(prepared, config.spec().to_json())
+    svm = FlowSvm(len(config.classes)).fit(_stack(features, fold.train), truth)
+    return svm.predict(_stack(features, fold.test))
 
 
 @functools.lru_cache(maxsize=1)
 def _features(prepared: Prepared, spec_json: str) -> dict[str, NDArray[np.float32]]:
     """Return each clip's features: every fold of a worker needs those of all clips."""
+    from training.baselines import flow_features  # noqa: PLC0415 - likewise
+
     rows = prepared.rows
     features = flow_features(prepared, rows, ModelSpec.from_json(spec_json))
     return {row.pair.key: each for row, each in zip(rows, features, strict=True)}
