@@ -17,7 +17,7 @@ from rich.progress import (
 
 from training.config import RunConfig
 from training.data.dataset import rows_of
-from training.data.pairs import Split
+from training.data.pairs import Split, read_pairs
 from training.initial import initial_notes
 from training.loop import Event, FitData, fit, stop_on_signals, time_step
 from training.networks import DeviceName, device_of
@@ -44,7 +44,8 @@ def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the co
     Who is kept from training, the config's shares of the people say; those of `val` are watched.
     """
     where = device_of(device)
-    for note in initial_notes(config):
+    kept = [pair for pair in read_pairs(pairs) if config.holdout.split_of(pair.person) != "train"]
+    for note in initial_notes(config, kept):
         console.print(note, highlight=False, markup=False)
     prepared = prepare_pairs_folder(config.spec(), pairs, workers, console)
     train, watch = (rows_of(prepared, config.holdout, split) for split in _TRAIN_WATCH)

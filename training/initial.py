@@ -1,6 +1,6 @@
 """The weights of an exported model as the start of a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from model.spec import ModelSpec, load_spec
 from training.config import RunConfig
+from training.data.pairs import Pair
 from training.onnx_file import HALF_SUFFIX
+from training.scored_people import check_start
 
 __all__ = ["Initial", "initial_notes", "read_initial", "start_from"]
 
@@ -102,10 +104,11 @@ def _floats(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def initial_notes(config: RunConfig) -> list[str]:
+def initial_notes(config: RunConfig, scored: Sequence[Pair]) -> list[str]:
     """Say in what the model to start from differs from the run, a line for each; [] if in nothing.
 
-    Raises: as `read_initial`.
+    `scored` are the clips that the run's scores will stand on. Raises: as `read_initial`;
+    ValueError if the model was trained on people among them.
     """
     initial = read_initial(config)
     if initial is None:
@@ -123,4 +126,5 @@ def initial_notes(config: RunConfig) -> list[str]:
             f"{name} answers {', '.join(spec.classes)}, this run {', '.join(own.classes)}: "
             "the last layer starts anew"
         )
-    return notes
+    seen = check_start(spec, scored)
+    return [*notes, seen] if seen else notes

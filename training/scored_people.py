@@ -8,7 +8,7 @@ from typing import Literal
 from model.spec import ModelSpec
 from training.data.pairs import Holdout, Pair, Split
 
-__all__ = ["People", "Scored", "choose_people", "holdout_of"]
+__all__ = ["People", "Scored", "check_start", "choose_people", "holdout_of"]
 
 People = Literal["auto", "all", "train", "val", "test"]
 """auto: everybody of other data sets than those trained on, and of those the test split."""
@@ -73,6 +73,27 @@ def choose_people(spec: ModelSpec, pairs: Sequence[Pair], people: People) -> Sco
         left_out=left_out,
         warning=_warning(spec, known, maybe),
     )
+
+
+def check_start(spec: ModelSpec, scored: Sequence[Pair]) -> str:
+    """Return what must be said of people who are scored by a run that starts from a model.
+
+    Returns "" if the model has seen none of them. Raises: ValueError naming those it was trained
+    on, for they would be in both halves.
+    """
+    known, maybe = _acquaintances(spec, scored)
+    if known:
+        first = sorted(known)
+        more = f" and {len(first) - _NAMED} more" if len(first) > _NAMED else ""
+        raise ValueError(
+            f"{spec.name}, from which this run starts, was trained on people who are to be scored: "
+            f"{', '.join(first[:_NAMED])}{more}"
+        )
+    return _warning(spec, known, maybe)
+
+
+_NAMED = 5
+"""People whom a fault names; the rest are counted."""
 
 
 def _unseen(spec: ModelSpec, pairs: Sequence[Pair]) -> tuple[list[Pair], dict[str, int]]:

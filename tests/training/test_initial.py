@@ -10,11 +10,14 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from rich.console import Console
 
 from model.errors import ModelNotFound, SpecMismatch
 from model.spec import ModelSpec, Normalisation, file_sha256, load_spec, spec_path
 from training.config import RunConfig
+from training.data.pairs import Pair, Split, read_pairs
 from training.export import round_to_half
+from training.fitting import fit_pairs_folder
 from training.initial import initial_notes, read_initial, start_from
 from training.loop import CHECKPOINT, FitData, Run, fit
 from training.networks import build_network
@@ -80,7 +83,7 @@ def test_other_classes_draw_the_head_anew_and_keep_all_else(
     for name, weight in network.state_dict().items():
         given = torch.from_numpy(initial.weights[name])
         assert torch.equal(weight, drawn[name] if name.startswith("head.") else given), name
-    (note,) = initial_notes(config)
+    (note,) = initial_notes(config, [])
     assert "answers negative, positive, surprise, this run positive, negative, surprise" in note
     assert exported.name in note
 
@@ -190,14 +193,46 @@ def test_a_run_tells_what_its_weights_have_seen(
 
 
 def test_notes_name_each_difference_of_the_preprocessing(from_exported: RunConfig) -> None:
-    assert initial_notes(from_exported) == []
+    assert initial_notes(from_exported, []) == []
     other = replace(from_exported, normalisation=Normalisation(flow_floor=0.7), magnification=2.0)
-    (note,) = initial_notes(other)
+    (note,) = initial_notes(other, [])
     assert "normalisation" in note
     assert "flow_floor=0.7" in note
-    assert initial_notes(replace(from_exported, init="")) == []
+    assert initial_notes(replace(from_exported, init=""), []) == []
 
 
 def test_the_spec_of_a_model_tells_who_was_seen(exported: Path) -> None:
     document = json.loads(spec_path(exported).read_text())
     assert document["provenance"]["datasets"] == ["drawn"]
+
+
+def test_a_run_does_not_start_from_weights_that_have_seen_the_scored_people(
+    from_exported: RunConfig, pairs_folder: Path
+) -> None:
+    """Fine-tuned, such weights would know the held-out half: nobody is in both."""
+    pairs = read_pairs(pairs_folder)
+    holdout = from_exported.holdout
+    seen = next(pair for pair in pairs if holdout.split_of(pair.person) == "train")
+    kept = [pair for pair in pairs if holdout.split_of(pair.person) != "train"]
+    assert kept
+    with pytest.raises(ValueError, match=f"trained on people who are to be scored: {seen.person}"):
+        initial_notes(from_exported, [seen])
+    assert initial_notes(from_exported, kept) == []
+    assert initial_notes(from_exported, [replace(seen, dataset="elsewhere")]) == []
+
+
+def _split(config: RunConfig, pair: Pair) -> Split:
+    return config.holdout.split_of(pair.person)
+
+
+def test_fit_refuses_to_score_people_whom_its_start_has_seen(
+    from_exported: RunConfig, pairs_folder: Path, tmp_path: Path
+) -> None:
+    first = next(p for p in read_pairs(pairs_folder) if _split(from_exported, p) == "train")
+    other_splits = (replace(from_exported, split_seed=seed) for seed in range(2, 100))
+    other_split = next(config for config in other_splits if _split(config, first) == "test")
+    with pytest.raises(ValueError, match="trained on people who are to be scored"):
+        fit_pairs_folder(
+            other_split, pairs_folder, tmp_path, minutes=None, workers=1, console=Console()
+        )
+    assert not list(tmp_path.iterdir())
