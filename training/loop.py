@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from model.pipeline import network_inputs
 from training.config import RunConfig
-from training.data.dataset import EvaluationPairs, TrainingPairs, labelled, training_loader
+from training.data.dataset import (
+    EvaluationPairs,
+    TrainingPairs,
+    inputs_of,
+    labelled,
+    training_loader,
+)
 from training.data.prepare import Prepared, PreparedRow
 from training.divergence import Diverged, DivergenceWatch
 from training.files import write_text_atomically
@@ -204,8 +209,7 @@ def predict(
 def _inputs(
     prepared: Prepared, rows: Sequence[PreparedRow], config: RunConfig
 ) -> tuple[Tensor, Tensor]:
-    spec = config.spec()
-    pairs = [network_inputs(*prepared.arrays(row), spec) for row in rows]
+    pairs = [inputs_of(*prepared.arrays(row), config, None) for row in rows]
     images, flows = (np.stack(parts) for parts in zip(*pairs, strict=True))
     return torch.from_numpy(images), torch.from_numpy(flows)
 

@@ -184,3 +184,16 @@ def test_loading_draws_nothing_from_torch_s_global_numbers(
     image, flow, labels = batches[0]
     assert image.shape == flow.shape == (4, 3, 64, 64)
     assert labels.shape == (4,)
+
+
+def test_a_network_that_passes_the_image_over_gets_the_same_flow_and_a_blank_image(
+    prepared: Prepared, tiny_config: RunConfig
+) -> None:
+    draw = Draw(3, 3)
+    image, flow, label = TrainingPairs(prepared, prepared.rows, tiny_config)[draw]
+    baseline = replace(tiny_config, method="ststnet")
+    blank, same_flow, same_label = TrainingPairs(prepared, prepared.rows, baseline)[draw]
+    assert image.any()
+    assert not blank.any()
+    assert torch.equal(flow, same_flow)
+    assert label == same_label

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.pipeline import network_inputs
+from model.tensors import flow_tensor
 from training.augment import augment
 from training.config import RunConfig
 from training.data.pairs import Holdout, Split
@@ -22,6 +23,7 @@ __all__ = [
     "StepSampler",
     "TrainingPairs",
     "class_indices",
+    "inputs_of",
     "labelled",
     "rows_of",
     "training_loader",
@@ -53,13 +55,26 @@ def rows_of(prepared: Prepared, holdout: Holdout, split: Split) -> list[Prepared
     return [row for row in prepared.rows if holdout.split_of(row.pair.person) == split]
 
 
+def inputs_of(
+    onset: NDArray[np.uint8], flow: NDArray[np.float32], config: RunConfig, alpha: float | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Make the inputs of the config's network from an aligned pair: image and flow, (3, S, S).
+
+    `alpha` is the magnification, the spec's when None. STSTNet passes the image over, and making
+    one is most of the work, so its image is blank.
+    """
+    if config.method == "ststnet":
+        motion = flow_tensor(flow, config.normalisation)
+        return np.zeros_like(motion), motion
+    return network_inputs(onset, flow, config.spec(), alpha)
+
+
 class EvaluationPairs(Dataset[Sample]):
     """Labelled pairs as serving sees them: the spec's magnification, nothing random."""
 
     def __init__(self, prepared: Prepared, rows: Sequence[PreparedRow], config: RunConfig) -> None:
         self._prepared = prepared
         self._config = config
-        self._spec = config.spec()
         self.rows = labelled(rows, config)
         self.targets = class_indices(self.rows, config)
 
@@ -74,7 +89,7 @@ class EvaluationPairs(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
         onset, flow = self._prepared.arrays(row)
-        image, motion = network_inputs(onset, flow, self._spec)
+        image, motion = inputs_of(onset, flow, self._config, None)
         return torch.from_numpy(image), torch.from_numpy(motion), self.targets[index]
 
 
@@ -96,7 +111,6 @@ class TrainingPairs(Dataset[Sample]):
     def __init__(self, prepared: Prepared, rows: Sequence[PreparedRow], config: RunConfig) -> None:
         self._prepared = prepared
         self._config = config
-        self._spec = config.spec()
         self.rows = labelled(rows, config)
         self.targets = class_indices(self.rows, config)
         if not self.rows:
@@ -110,7 +124,7 @@ class TrainingPairs(Dataset[Sample]):
         row = self.rows[draw.row]
         random = np.random.default_rng((config.seed, draw.number))
         onset, flow, alpha = augment(*self._prepared.arrays(row), config, random)
-        image, motion = network_inputs(onset, flow, self._spec, alpha)
+        image, motion = inputs_of(onset, flow, config, alpha)
         return torch.from_numpy(image), torch.from_numpy(motion), self.targets[draw.row]
 
 
