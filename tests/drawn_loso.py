@@ -1,17 +1,14 @@
-"""Leave-one-subject-out on drawn faces: the smallest run, and `mfdan-train loso` as a command."""
+"""Leave-one-subject-out on drawn faces: the smallest run of it."""
 
 import io
 from dataclasses import replace
 from pathlib import Path
 
-import typer
 from drawn_pairs import TINY
 from rich.console import Console
 
 from training.config import Method, RunConfig
-from training.faults import told_in_one_line
 from training.loso import Options
-from training.loso_command import loso
 from training.loso_run import LosoRun
 from training.workers import Place
 
@@ -21,9 +18,6 @@ SMALL: RunConfig = replace(
 """Fifteen clips to train on in each of six folds: two steps an epoch, three epochs."""
 
 PLAIN = Options()
-
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(told_in_one_line()(loso))
 
 
 def plain_run(manifest: Path, folder: Path) -> Path:

@@ -40,6 +40,8 @@ from training.tuning import Choice, tune
 __all__ = ["FoldJob", "MethodPlan", "Options", "Protocol", "folds_of", "run_fold"]
 
 Protocol = Literal["loso", "lodo"]
+_RARER_ON_CUDA = 10
+"""Checkpoints: at the paper's size one is half a gigabyte, and a GPU's fold a minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,8 +254,8 @@ def _clips(
 def _train(
     job: FoldJob, prepared: Prepared, fold: Fold, work: Path
 ) -> tuple[Choice | None, Outcome]:
-    config = _config_of_fold(job.config, job.seed)
     device = job.options.device
+    config = _config_of_fold(job.config, job.seed, device)
     choice = None
     if job.options.tune:
 
@@ -270,7 +272,7 @@ def _train(
     return choice, outcome
 
 
-def _config_of_fold(config: RunConfig, seed: int) -> RunConfig:
+def _config_of_fold(config: RunConfig, seed: int, device: str) -> RunConfig:
     """Leave only what decides the fold, so that its checkpoint asks for nothing else."""
     return replace(
         config,
@@ -280,6 +282,7 @@ def _config_of_fold(config: RunConfig, seed: int) -> RunConfig:
         tune=Tuning(),
         threads=config.threads or 1,
         loader_workers=0,  # the folds share the cores
+        checkpoint_every=config.checkpoint_every * (_RARER_ON_CUDA if device == "cuda" else 1),
     )
 
 

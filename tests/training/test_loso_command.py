@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from drawn_loso import SMALL, app, finished, plain_run, tables
+from drawn_loso import SMALL, finished, plain_run, tables
 from drawn_pairs import as_toml
 from typer.testing import CliRunner, Result
 
+from training.cli import app
 from training.config import RunConfig, Tuning
+from training.data.pairs import read_pairs, write_pairs
 from training.data.prepare import Prepared
-
-PATHS = os.pathsep.join(str(Path(__file__).parents[above]) for above in (2, 1))
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,18 @@ def toml(tmp_path: Path) -> Path:
 
 
 def command(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(app, ["loso", *map(str, words)])
 
 
 def start(*words: str | Path, before: str = "") -> subprocess.Popen[str]:
     """Start the command as a program, in a process group of its own."""
-    code = f"{before}\nimport drawn_loso\nif __name__ == '__main__': drawn_loso.app()"
+    code = f"{before}\nimport training.cli\ntraining.cli.app()"
     return subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, "loso", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": PATHS},
     )
 
 
@@ -148,19 +147,19 @@ def test_a_search_is_recorded_in_each_fold_and_summed_up(
     pairs_folder: Path, prepared: Prepared, tmp_path: Path
 ) -> None:
     assert prepared.rows
+    three = [pair for pair in read_pairs(pairs_folder) if pair.subject in {"0", "1", "2"}]
+    write_pairs(pairs_folder / "three.csv", three)
     grid = Tuning(grid={"learning_rate": (0.01, 0.001)}, folds=2)
-    config = replace(SMALL, steps=1, seeds=(1,), tune=grid, label_map={"surprise": ""})
-    (tmp_path / "tune.toml").write_text(as_toml(config))
+    (tmp_path / "tune.toml").write_text(as_toml(replace(SMALL, steps=1, seeds=(1,), tune=grid)))
     out = tmp_path / "run"
-    result = command(pairs_folder, "--config", tmp_path / "tune.toml", "--out", out, "--tune")
+    words = [pairs_folder / "three.csv", "--config", tmp_path / "tune.toml", "--out", out]
+    result = command(*words, "--tune", "--workers", "1")
     assert result.exit_code == 0, result.stderr
-    wins = [
-        out.joinpath(name).read_text().count('"tuned": {"learning_rate": 0.0')
-        for name in finished(out)
-    ]
-    assert wins == [1] * 6
+    folds = [json.loads((out / name).read_text()) for name in finished(out)]
+    assert [fold["tuned"]["learning_rate"] in {0.01, 0.001} for fold in folds] == [True] * 3
+    assert [len(fold["tuning_scores"]) for fold in folds] == [2, 2, 2]
     assert "chosen inside the training halves" in result.stdout
-    assert result.stdout.count(" of 6 folds") == 2
+    assert result.stdout.count(" of 3 folds") == 2
 
 
 def test_an_ablation_is_a_flag_and_another_run(
