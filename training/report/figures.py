@@ -102,8 +102,9 @@ def save_chart(folder: Path, stem: str, alt: str, draw: Callable[[Ink], Figure])
             mpl.rcdefaults()  # a matplotlibrc of the user's must not change the page
             figure = draw(ink)
             canvas = FigureCanvasAgg(figure)
-            # No name of the software: the same run gives the same bytes for longer.
-            figure.savefig(folder / name, metadata={"Software": None})
+            # No name of the software: the same run gives the same bytes for longer. By the canvas:
+            # the figure's own function would draw everything twice.
+            canvas.print_png(folder / name, metadata={"Software": None})  # type: ignore[no-untyped-call] # ships none
         width, height = canvas.get_width_height()
     return Picture(file=f"{stem}.png", dark=f"{stem}-dark.png", alt=alt, width=width, height=height)
 

@@ -80,6 +80,7 @@ def write_report(
                 title=" and ".join(folder.resolve().name for folder in folders),
                 summary=list(dict.fromkeys(_summary(run) for run in runs)),
                 runs=runs,
+                unfinished=[run for run in runs if run.missing or not run.scores],
                 finished=[run for run in runs if run.scores],
                 metrics=_METRICS,
                 class_metrics=_CLASS_METRICS,
