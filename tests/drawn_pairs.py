@@ -41,7 +41,11 @@ def as_toml(config: RunConfig) -> str:
 
 def _value(entry: object) -> str:
     if isinstance(entry, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_value(value)}" for key, value in entry.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {_value(value)}" for key, value in entry.items())
+            + "}"
+        )
     return json.dumps(entry)
 
 

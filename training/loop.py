@@ -80,13 +80,17 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
     report: Callable[[Event], None] = lambda _event: None,
     should_stop: Callable[[], bool] = lambda: False,
     each_epoch: Callable[[int, Run], None] = lambda _epoch, _run: None,
+    events: Path | None = None,
+    keep_last: bool = True,
 ) -> Run:
     """Train to the last step, from the checkpoint in `out` where there is one.
 
-    Writes the checkpoint, `config.json`, `steps.csv`, `scores.csv` and TensorBoard's events there.
-    Stops early, with a checkpoint, once `should_stop` says so. `each_epoch` hears the number of
-    each epoch that ends (from 1; the last may be a part of one) and may do with the run's weights
-    what it likes but change them: the random numbers that it draws are not the run's.
+    Writes the checkpoint, `config.json`, `steps.csv` and `scores.csv` there. Stops early, with a
+    checkpoint, once `should_stop` says so. `each_epoch` hears the number of each epoch that ends
+    (from 1; the last may be a part of one) and may do with the run's weights what it likes but
+    change them: the random numbers that it draws are not the run's. TensorBoard's events go to
+    `events`, `tensorboard` in `out` when None. Without `keep_last` no checkpoint of the last step
+    is written, for a caller who keeps only what the run answers.
 
     Raises: ValueError naming a row whose label the config does not know, or in what the checkpoint
     differs; Diverged; OSError. A checkpoint that is there survives all of them.
@@ -104,7 +108,7 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
     epoch_steps = math.ceil(len(train) / config.batch_size)
     astray = DivergenceWatch(config)
     pin = run.device.type == "cuda"
-    with RunLog(out, run.step) as log:
+    with RunLog(out, run.step, events or out / "tensorboard") as log:
         started = time.perf_counter()
         for batch in training_loader(train, config, run.step, run.steps, pin=pin):
             rate = learning_rate(config, run.step, run.steps)
@@ -122,7 +126,7 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
                 with run.numbers_kept():
                     each_epoch(math.ceil(run.step / epoch_steps), run)
             due = run.step % config.checkpoint_every == 0 and astray.calm
-            if last or stop or due:
+            if keep_last if last else stop or due:
                 run.save(out / CHECKPOINT)
             report(event)
             if stop:

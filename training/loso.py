@@ -265,7 +265,13 @@ def _train(
         choice = tune(replace(config, tune=job.config.tune), fold, work / "tuning", train_inner)
         config = replace(choice.config, tune=Tuning())
     outcome = train_and_predict(
-        config, prepared, fold, work / "fit", device=device, oracle=job.options.oracle
+        config,
+        prepared,
+        fold,
+        work / "fit",
+        device=device,
+        oracle=job.options.oracle,
+        events=MethodFolder(job.out).events(job.seed, job.fold),
     )
     if not np.isfinite(outcome.probabilities).all():
         raise ValueError("the training ended in weights that answer with no number")

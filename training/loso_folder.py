@@ -4,6 +4,7 @@ RUN/<method>/run.json                               what the run is, written bef
             /folds/seed-<s>/<fold>.json             one finished fold; written last
             /folds/seed-<s>/<fold>.attention.npz    of the same fold: one array for each clip
             /work/seed-<s>/<fold>/                  a fold in training; gone once it is finished
+            /tensorboard/seed-<s>/<fold>/           its curves, for TensorBoard
             /predictions.csv, scores.json           once all folds are there
             /oracle.csv                             likewise, with --oracle-epoch only
 """
@@ -110,6 +111,10 @@ class MethodFolder:
     def work(self, seed: int, name: str) -> Path:
         """Return the folder of a fold in training."""
         return self.root / "work" / f"seed-{seed}" / file_name(name)
+
+    def events(self, seed: int, name: str) -> Path:
+        """Return the folder of a fold's curves."""
+        return self.root / "tensorboard" / f"seed-{seed}" / file_name(name)
 
     def finished(self, seed: int, name: str) -> bool:
         """Whether a fold is done."""

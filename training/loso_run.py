@@ -23,6 +23,7 @@ from training.config import Method, RunConfig
 from training.data.pairs import manifest_path, read_pairs
 from training.data.prepare import Prepared
 from training.folds import check_people, missing_classes
+from training.initial import initial_notes
 from training.loso import FoldJob, MethodPlan, Options, folds_of, run_fold
 from training.loso_folder import MethodFolder, locked, methods_in
 from training.methods import NETWORKS
@@ -65,6 +66,8 @@ class LosoRun:
         """
         config = self._located()
         self._check(config)
+        for note in initial_notes(config, read_pairs(Path(config.pairs))):
+            _tell(log, note, "yellow")
         prepared = prepare_pairs_folder(
             config.spec(), Path(config.pairs), self.prepare_workers, log
         )

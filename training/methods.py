@@ -64,16 +64,18 @@ def train_and_predict(  # noqa: PLR0913 - what, on what, where, how
     *,
     device: str = "cpu",
     oracle: bool = False,
+    events: Path | None = None,
 ) -> Outcome:
     """Train `config.method` on a fold's training half and predict its test half.
 
     A network is scored after its last step with its averaged weights; it goes on from the
     checkpoint in `work` where there is one. With `oracle` the test half is also scored after each
-    epoch, which changes nothing of the training. Raises: ValueError (Diverged, a checkpoint of
+    epoch, which changes nothing of the training. TensorBoard's events go to `events`, into `work`
+    when None. Raises: ValueError (Diverged, a checkpoint of
     another run), OSError.
     """
     if config.method in NETWORKS:
-        return _network(config, prepared, fold, work, device=device, oracle=oracle)
+        return _network(config, prepared, fold, work, device=device, oracle=oracle, events=events)
     return Outcome(probabilities=np.asarray(_baseline(config, prepared, fold), np.float32))
 
 
@@ -105,11 +107,20 @@ def _stack(
 
 
 def _network(  # noqa: PLR0913 - as its caller
-    config: RunConfig, prepared: Prepared, fold: Fold, work: Path, *, device: str, oracle: bool
+    config: RunConfig,
+    prepared: Prepared,
+    fold: Fold,
+    work: Path,
+    *,
+    device: str,
+    oracle: bool,
+    events: Path | None,
 ) -> Outcome:
     best = _BestSoFar(work / "best_epoch.json", config, prepared, fold, device)
     hear: dict[str, Any] = {"each_epoch": best.hear} if oracle else {}
-    run = fit(config, FitData(prepared, fold.train), work, device=device, **hear)
+    data = FitData(prepared, fold.train)
+    # The answers are kept; of a paper-sized network a last checkpoint is half a gigabyte.
+    run = fit(config, data, work, device=device, events=events, keep_last=False, **hear)
     network = run.averaged_network()
     return Outcome(
         probabilities=predict(network, prepared, fold.test, config, device),

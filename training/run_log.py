@@ -37,16 +37,16 @@ class Event:
 
 
 class RunLog:
-    """Appends to `steps.csv`, `scores.csv` and the events in `tensorboard/` of a run's folder."""
+    """Appends to `steps.csv` and `scores.csv` of a run's folder, and to TensorBoard's events."""
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, step: int, events: Path) -> None:
         """Drop what was written of steps after `step`: they will be taken again."""
         self._steps = out / "steps.csv"
         self._scores = out / "scores.csv"
         for path in (self._steps, self._scores):
             _cut(path, step)
         # Events cannot be cut; their reader forgets those from the step that is named here.
-        self._events = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+        self._events = SummaryWriter(events, purge_step=step + 1)
 
     def __enter__(self) -> Self:
         return self

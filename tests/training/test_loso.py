@@ -348,3 +348,10 @@ def test_dropped_clips_are_printed_and_recorded(odd_manifest: Path, tmp_path: Pa
     assert "missing.png" in note["dropped"]["one/..ä b:*/positive"]
     assert "missing.png" in text
     assert note["clips"] == 4
+
+
+def test_every_fold_leaves_its_curves_for_tensorboard_and_no_checkpoint(plain: Path) -> None:
+    for number in range(6):
+        folder = plain / "mfdan" / "tensorboard" / "seed-1" / f"drawn%2F{number}"
+        assert list(folder.glob("events.out.tfevents.*"))
+    assert not list(plain.rglob("checkpoint.pt"))

@@ -21,7 +21,7 @@ def curve(out: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_each_step_is_a_row_and_a_point_of_every_curve(tmp_path: Path) -> None:
-    with RunLog(tmp_path, 0) as log:
+    with RunLog(tmp_path, 0, tmp_path / "tensorboard") as log:
         log.write(event(1, 0.5))
         log.write(event(2, 0.25, Scores(0.75, 0.5, 0.625)))
     assert (tmp_path / "steps.csv").read_text().splitlines() == [
@@ -42,10 +42,10 @@ def test_each_step_is_a_row_and_a_point_of_every_curve(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_taken_again_are_written_once(tmp_path: Path) -> None:
-    with RunLog(tmp_path, 0) as log:
+    with RunLog(tmp_path, 0, tmp_path / "tensorboard") as log:
         for step in (1, 2, 3):
             log.write(event(step, 1.0, Scores(1.0, 0.0, 0.0)))
-    with RunLog(tmp_path, 1) as log:  # the checkpoint was of step 1
+    with RunLog(tmp_path, 1, tmp_path / "tensorboard") as log:  # the checkpoint was of step 1
         for step in (2, 3, 4):
             log.write(event(step, 2.0, Scores(2.0, 0.0, 0.0)))
     for name in ("steps.csv", "scores.csv"):
@@ -58,6 +58,6 @@ def test_half_a_row_that_a_full_disk_left_is_dropped(tmp_path: Path) -> None:
         "step,loss,learning_rate,seconds\n11,0.5,1e-4,0.5\n12,0.5,1e-4,0.5\n1"
     )
     (tmp_path / "scores.csv").write_text("")  # not even its header
-    with RunLog(tmp_path, 12):
+    with RunLog(tmp_path, 12, tmp_path / "tensorboard"):
         pass
     assert steps_of(tmp_path / "steps.csv") == ["11", "12"]

@@ -68,7 +68,15 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 def test_table_names_every_pair_and_its_files(whole: Path) -> None:
     rows = rows_of(whole)
-    assert list(rows[0])[:7] == ["dataset", "subject", "clip", "label", "onset", "apex", "true_flow"]
+    assert list(rows[0])[:7] == [
+        "dataset",
+        "subject",
+        "clip",
+        "label",
+        "onset",
+        "apex",
+        "true_flow",
+    ]
     assert [row["clip"] for row in rows] == [f"{index:06d}" for index in range(6)]
     assert {row["subject"] for row in rows} <= {"dark", "light"}
     for row in rows:

@@ -14,7 +14,6 @@ from training.folds import Fold, loso_folds
 from training.methods import train_and_predict
 from training.tuning import candidates, tune
 
-
 Arrays = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
