@@ -18,7 +18,7 @@ def report(
         typer.Argument(
             exists=True,
             file_okay=False,
-            metavar="RUN...",
+            metavar="RUN",
             help="Folders that `loso` wrote; several are compared.",
         ),
     ],
