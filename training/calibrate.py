@@ -1,5 +1,6 @@
 """The gates of a model: chosen on people kept from training, stored in its file and spec."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,16 +36,22 @@ class Calibration:
 def largest_threshold(values: Sequence[float], share: float) -> float:
     """Return the largest threshold below which at most `share` of the values lie."""
     ordered = sorted(values)
-    return ordered[int(share * len(ordered))]
+    below = int(share * len(ordered))
+    if below / len(ordered) > share:  # the product was rounded up
+        below -= 1
+    return ordered[below]
 
 
 def calibrate(answers: Sequence[Answer], spec: ModelSpec) -> Calibration:
-    """Choose both gates of a spec. Raises: ValueError where no pair has an expression."""
-    genuine = [a for a in answers if a.genuine]
+    """Choose both gates of a spec.
+
+    Clips of ready-made pictures of flow, whose motion is unknown, pass any gate and choose none.
+    Raises: ValueError where no pair with an expression has a known motion.
+    """
+    genuine = [a for a in answers if a.genuine and not math.isnan(a.row.motion.p95_px)]
     if not genuine:
-        raise ValueError("no pair with an expression to calibrate on")
-    gate = largest_threshold([a.row.motion.p95_px for a in genuine], GATE_SHARE)
-    gate = _floor(gate)
+        raise ValueError("no pair with an expression, and a known motion, to calibrate on")
+    gate = _floor(largest_threshold([a.row.motion.p95_px for a in genuine], GATE_SHARE))
     moving = [float(a.probabilities.max()) for a in genuine if a.row.motion.p95_px >= gate]
     threshold = _floor(largest_threshold(moving, CONFIDENCE_SHARE))
     spec = replace(spec, motion_gate_px=gate, abstention_threshold=threshold)

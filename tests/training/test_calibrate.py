@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_answers import SPEC, answer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_model import write_tiny_model
 
@@ -13,6 +13,7 @@ from training.calibrate import calibrate, largest_threshold, rewrite_gates
 
 
 @given(values=st.lists(st.floats(0, 10), min_size=1, max_size=50), share=st.floats(0, 0.99))
+@example(values=[1.0, 2, 3, 4, 5, 6], share=0.8333333333333333)  # below 5/6, but times 6 it is 5
 def test_at_most_the_share_lies_below_the_threshold_and_more_below_any_larger_one(
     values: list[float], share: float
 ) -> None:
@@ -50,3 +51,12 @@ def test_new_gates_give_a_model_that_still_fits_its_spec(tmp_path: Path) -> None
     assert spec.motion_gate_px == pytest.approx(0.7, abs=0.0011)
     assert spec.abstention_threshold == pytest.approx(0.8, abs=0.0011)
     assert spec.onnx_sha256 != before.onnx_sha256
+
+
+def test_clips_of_unknown_motion_choose_no_gate() -> None:
+    """A picture of flow has lost its size: NaN would sort anywhere and poison the threshold."""
+    known = [answer("negative", 0, moved=0.1 * step) for step in range(1, 26)]
+    unknown = [answer("positive", 1, moved=float("nan")) for _clip in range(9)]
+    assert calibrate(known + unknown, SPEC).motion_gate_px == calibrate(known, SPEC).motion_gate_px
+    with pytest.raises(ValueError, match="a known motion"):
+        calibrate(unknown, SPEC)
