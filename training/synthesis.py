@@ -52,10 +52,14 @@ class Settings:
     pairs: int
     none_fraction: float = 0.15
     blendshapes: Path | None = None
+    dataset: str = "synthetic"
+    """Name of the data set: a person is known by it and the subject's name."""
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.pairs < 1:
             raise ValueError("the seed must not be negative and there must be pairs to make")
+        if not self.dataset or "/" in self.dataset:
+            raise ValueError(f"a data set's name is a word without a slash, got {self.dataset!r}")
         if not 0 <= self.none_fraction <= 1:
             raise ValueError(f"none_fraction is a share, got {self.none_fraction}")
 
@@ -88,7 +92,7 @@ def make_pairs(
     except BaseException:
         _cancel(tasks)
         raise
-    rows = [_row(pictures[plan.picture], plan) for plan in plans]
+    rows = [_row(pictures[plan.picture], plan, settings.dataset) for plan in plans]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
     _write(out / PAIRS_FILE, text.getvalue().encode())
@@ -131,6 +135,7 @@ def _claim(out: Path, pictures: Sequence[FacePicture], settings: Settings) -> No
         "version": VERSION,
         "seed": settings.seed,
         "none_fraction": settings.none_fraction,
+        "dataset": settings.dataset,
         "blendshapes_sha256": hashlib.sha256(shapes).hexdigest() if shapes else None,
         "faces": len(pictures),
         "faces_sha256": faces.hexdigest(),
@@ -159,10 +164,10 @@ def _finished(out: Path, picture: FacePicture, plan: PairPlan) -> bool:
     return all((out / name).is_file() for name in _files(picture, plan))
 
 
-def _row(picture: FacePicture, plan: PairPlan) -> tuple[str, ...]:
+def _row(picture: FacePicture, plan: PairPlan, dataset: str) -> tuple[str, ...]:
     units = "+".join(f"{unit}:{weight:.2f}" for unit, weight in plan.units.items())
     return (
-        *("synthetic", picture.subject, f"{plan.index:06d}", plan.label),
+        *(dataset, picture.subject, f"{plan.index:06d}", plan.label),
         *_files(picture, plan),
         *(units, f"{plan.peak:.3f}", picture.name),
     )
@@ -246,6 +251,12 @@ def synth(  # noqa: PLR0913 - every option of a command is an argument
     none_fraction: Annotated[
         float, typer.Option(help="Share of pairs in which nothing happens.")
     ] = 0.15,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Name of the data set; another than the bundled model's for other faces than its."
+        ),
+    ] = "synthetic",
 ) -> None:
     """Make synthetic onset-apex pairs, with their true flow, from a folder of faces."""
     console = Console(stderr=True)
@@ -254,7 +265,11 @@ def synth(  # noqa: PLR0913 - every option of a command is an argument
     executor = ProcessPoolExecutor(jobs or os.cpu_count(), context, _prepare_worker)
     try:
         settings = Settings(
-            seed=seed, pairs=pairs, none_fraction=none_fraction, blendshapes=blendshapes
+            seed=seed,
+            pairs=pairs,
+            none_fraction=none_fraction,
+            blendshapes=blendshapes,
+            dataset=dataset,
         )
         with console.status("Looking for faces"):
             pictures, skipped = find_faces(faces, executor)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -86,6 +87,19 @@ def test_table_names_every_pair_and_its_files(whole: Path) -> None:
             for key in ("flow", "expression"):
                 assert flow[key].shape == (2, *onset.shape[:2])
                 assert flow[key].dtype == np.float16
+
+
+def test_pairs_can_bear_another_data_set_s_name(
+    faces: list[FacePicture], whole: Path, tmp_path: Path
+) -> None:
+    """So that a model trained on one synthetic set is not thought to know the people of another."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as executor:
+        make_pairs(faces, tmp_path / "pairs", replace(SETTINGS, dataset="mine"), executor)
+    assert {row["dataset"] for row in rows_of(whole)} == {"synthetic"}
+    assert {row["dataset"] for row in rows_of(tmp_path / "pairs")} == {"mine"}
+    with pytest.raises(ValueError, match="without a slash"):
+        replace(SETTINGS, dataset="a/b")
 
 
 def test_same_seed_makes_the_same_bytes_whatever_the_workers(
