@@ -3,9 +3,9 @@
     python benchmarks/epoch.py MANIFEST [--config C] [--clips 442] [--jobs 1 2] [--device auto]
 
 Times training steps of the config's network (default: the paper's size, `composite.toml`) in one or
-more processes at once, each with one thread on a CPU, or all on one GPU. An epoch is `--clips` over
-the batch size. The plan is a leave-one-subject-out of the composite: 68 folds, the config's
-epochs, one seed. `alone` is one process with every core, as `mfdan-train fit` runs.
+more processes at once, as folds of `loso` run: one thread each, all on the CPU or on one GPU. An
+epoch is `--clips` over the batch size. The plan is a leave-one-subject-out of the composite: 68
+folds, the config's epochs, one seed. `alone` is one process with every core, as `mfdan-train fit`.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
     if device == "cpu":
         alone = replace(config, threads=0)
         show("alone", [step_seconds(alone, arguments.manifest, device, arguments.steps)])
-        config = replace(config, threads=1, loader_workers=0)
+    config = replace(config, threads=1, loader_workers=0)  # as in a fold of `loso`
     for jobs in arguments.jobs:
         work = (config, arguments.manifest, device, arguments.steps)
         show(str(jobs), side_by_side(*work, jobs))

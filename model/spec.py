@@ -90,6 +90,8 @@ class Provenance:
     """Share of identities kept for scores."""
     datasets: tuple[str, ...] = ()
     """Names of the data sets that the weights were trained on; nobody of another was seen."""
+    gates: str = ""
+    """On whom `calibrate` chose motion gate and abstention threshold, where it did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)

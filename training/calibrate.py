@@ -72,10 +72,14 @@ def _abstention(answers: Sequence[Answer], spec: ModelSpec) -> tuple[float, floa
     return shares[0], shares[1]
 
 
-def rewrite_gates(model: Path, spec: ModelSpec, calibration: Calibration) -> ModelSpec:
-    """Store the gates in the model's metadata, sidecar and hash; its scores, now stale, go."""
+def rewrite_gates(model: Path, spec: ModelSpec, calibration: Calibration, people: str) -> ModelSpec:
+    """Store the gates, and on which people they were chosen, in the model's metadata and sidecar.
+
+    The scores, now stale, go.
+    """
     spec = replace(
         spec,
+        provenance=replace(spec.provenance, gates=people),
         motion_gate_px=calibration.motion_gate_px,
         abstention_threshold=calibration.abstention_threshold,
         scores=(),

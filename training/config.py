@@ -225,7 +225,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
     Raises: FileNotFoundError, ValueError (bad TOML, unknown or bad fields).
     """
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
         return _ADAPTER.validate_python(_override(document, overrides or {}))
     except ValidationError as error:
         raise ValueError(f"{path}: {_faults(error)}") from None
@@ -241,6 +241,8 @@ def _override(document: dict[str, Any], overrides: Mapping[str, Any]) -> dict[st
         place = document
         for table in tables:
             place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{table}: must be a table")  # noqa: TRY004 - the user's fault
         place[name] = value
         if name in _EITHER:
             place.pop(_EITHER[name], None)

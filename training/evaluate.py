@@ -29,6 +29,7 @@ __all__ = [
     "Answered",
     "Evaluation",
     "answer_manifest",
+    "described",
     "evaluate",
     "protocol",
     "spec_scores",
@@ -159,20 +160,26 @@ def protocol(answered: Answered) -> str:
     """Say how the scores of these answers are measured."""
     spec = answered.spec
     seed = spec.provenance.seed
-    mapped = _mapping_words(answered)
+    mapped, gates = _mapping_words(answered), spec.provenance.gates
     command = f"--split {answered.people}" + (" --config FILE" if mapped else "")
     return "; ".join(
         filter(
             None,
             (
-                f"{_origin(answered)}, {answered.scored.words}",
+                described(answered),
                 mapped,
+                gates and f"gates chosen on {gates}",
                 "one model" if seed is None else f"last step of one run, seed {seed}",
                 "95 % bootstrap interval over people",
                 f"`mfdan-train evaluate --model FILE MANIFEST {command}`",
             ),
         )
     )
+
+
+def described(answered: Answered) -> str:
+    """Say which clips of which people were answered."""
+    return f"{_origin(answered)}, {answered.scored.words}"
 
 
 def _origin(answered: Answered) -> str:

@@ -130,13 +130,13 @@ def calibrate(
     """Choose the motion gate and the abstention threshold; store them in the model."""
     from training.calibrate import calibrate as choose
     from training.calibrate import rewrite_gates
-    from training.evaluate import answer_manifest
+    from training.evaluate import answer_manifest, described
 
     answered = answer_manifest(
         model, manifest, split, Console(stderr=True), labels=_labels(config), workers=workers
     )
     chosen = choose(answered.answers, answered.spec)
-    rewrite_gates(model, answered.spec, chosen)
+    rewrite_gates(model, answered.spec, chosen, described(answered))
     console = Console()
     console.print(f"motion gate {chosen.motion_gate_px:.3f} px")
     console.print(f"abstention threshold {chosen.abstention_threshold:.3f}")

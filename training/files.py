@@ -28,5 +28,5 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a text file at once."""
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    """Replace a text file (UTF-8) at once."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

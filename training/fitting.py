@@ -1,5 +1,6 @@
 """`mfdan-train fit`: the work behind it, with its progress shown."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -17,11 +18,13 @@ from rich.progress import (
 
 from training.config import RunConfig
 from training.data.dataset import rows_of
-from training.data.pairs import Split, read_pairs
-from training.initial import initial_notes
+from training.data.pairs import Pair, Split, read_pairs
+from training.folds import check_people
+from training.initial import initial_notes, read_initial
 from training.loop import Event, FitData, fit, stop_on_signals, time_step
 from training.networks import DeviceName, device_of
 from training.preparing import prepare_pairs_folder
+from training.scored_people import check_shares
 
 __all__ = ["fit_pairs_folder", "prepare_pairs_folder"]
 
@@ -44,9 +47,7 @@ def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the co
     Who is kept from training, the config's shares of the people say; those of `val` are watched.
     """
     where = device_of(device)
-    kept = [pair for pair in read_pairs(pairs) if config.holdout.split_of(pair.person) != "train"]
-    for note in initial_notes(config, kept):
-        console.print(note, highlight=False, markup=False)
+    _check_people(config, read_pairs(pairs), console)
     prepared = prepare_pairs_folder(config.spec(), pairs, workers, console)
     train, watch = (rows_of(prepared, config.holdout, split) for split in _TRAIN_WATCH)
     data = FitData(prepared, train, watch)
@@ -59,6 +60,17 @@ def fit_pairs_folder(  # noqa: PLR0913 - one parameter for each option of the co
         return False
     console.print(f"trained {run.step} steps: {out}")
     return True
+
+
+def _check_people(config: RunConfig, pairs: Sequence[Pair], console: Console) -> None:
+    """Raise ValueError if somebody would be trained on and held out."""
+    check_people(pairs)
+    initial = read_initial(config)
+    if initial:
+        check_shares(initial.spec, config.holdout)
+    kept = [pair for pair in pairs if config.holdout.split_of(pair.person) != "train"]
+    for note in initial_notes(config, kept):
+        console.print(note, highlight=False, markup=False)
 
 
 _TRAIN_WATCH: tuple[Split, Split] = ("train", "val")

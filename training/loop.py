@@ -117,7 +117,7 @@ def fit(  # noqa: PLR0913 - what, on what, where to, and who is told
             last = run.step == run.steps
             stop = should_stop()
             scores = None
-            if last or run.step % config.evaluate_every == 0:
+            if len(watch) and (last or run.step % config.evaluate_every == 0):
                 scores = score_network(run.averaged_network(), watch, config, run.device)
             event = Event(run.step, loss, rate, seconds, scores)
             log.write(event)

@@ -63,7 +63,11 @@ def loso(  # noqa: PLR0913 - one parameter for each option
         str | None, typer.Option(help="Instead of the config's: 1,2,3,4,5.", metavar="LIST")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Folds at a time; 1, or all that a cluster takes.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Folds at a time (1, or all that a cluster takes); on a GPU all share one card.",
+        ),
     ] = None,
     ray: Annotated[
         str | None,

@@ -52,3 +52,4 @@ def make_deterministic() -> None:
     # A guard against kernels that read what nobody wrote; a twentieth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # torch sets it late
     torch.backends.cudnn.benchmark = False  # it chooses by timing
+    torch.backends.cudnn.allow_tf32 = False  # single precision means what it says

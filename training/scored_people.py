@@ -7,8 +7,9 @@ from typing import Literal
 
 from model.spec import ModelSpec
 from training.data.pairs import Holdout, Pair, Split
+from training.folds import spelling
 
-__all__ = ["People", "Scored", "check_start", "choose_people", "holdout_of"]
+__all__ = ["People", "Scored", "check_shares", "check_start", "choose_people", "holdout_of"]
 
 People = Literal["auto", "all", "train", "val", "test"]
 """auto: everybody of other data sets than those trained on, and of those the test split."""
@@ -92,6 +93,24 @@ def check_start(spec: ModelSpec, scored: Sequence[Pair]) -> str:
     return _warning(spec, known, maybe)
 
 
+def check_shares(spec: ModelSpec, holdout: Holdout) -> None:
+    """Check that whom a run holds out, the model that it starts from held out too.
+
+    The spec of the new model tells one split for all its data sets, those of its start as well.
+    Raises: ValueError.
+    """
+    before = _holdout(spec)
+    kept = before is not None and (
+        holdout.seed == before.seed and holdout.val + holdout.test <= before.val + before.test
+    )
+    if spec.provenance.datasets and not kept:
+        raise ValueError(
+            f"{spec.name}, from which this run starts, held out other people than this run does: "
+            "nobody could say later who was trained on; take its split_seed, val_fraction and "
+            "test_fraction, or a smaller share"
+        )
+
+
 _NAMED = 5
 """People whom a fault names; the rest are counted."""
 
@@ -116,7 +135,7 @@ def _unseen(spec: ModelSpec, pairs: Sequence[Pair]) -> tuple[list[Pair], dict[st
 
 
 def _why_not(pair: Pair, trained: Sequence[str], holdout: Holdout | None) -> str:
-    if trained and pair.dataset not in trained:
+    if trained and not _among(pair.dataset, trained):
         return ""
     if holdout is None:
         return "of a data set that it was trained on; its spec does not say who was held out"
@@ -130,10 +149,15 @@ _WHY_NOT: dict[Split, str] = {
 }
 
 
+def _among(dataset: str, trained: Sequence[str]) -> bool:
+    """Whether a data set was trained on, however its name is written."""
+    return spelling(dataset) in {spelling(name) for name in trained}
+
+
 def _unseen_words(spec: ModelSpec, chosen: Sequence[Pair]) -> str:
     trained = spec.provenance.datasets
     names = sorted({pair.dataset for pair in chosen})
-    new = [name for name in names if trained and name not in trained]
+    new = [name for name in names if trained and not _among(name, trained)]
     old = [name for name in names if name not in new]
     parts = [f"all people of {', '.join(new)}, never trained on"] if new else []
     if old:
@@ -157,7 +181,7 @@ def _acquaintances(spec: ModelSpec, pairs: Sequence[Pair]) -> tuple[set[str], se
     known: set[str] = set()
     maybe: set[str] = set()
     for pair in pairs:
-        foreign = bool(trained) and pair.dataset not in trained
+        foreign = bool(trained) and not _among(pair.dataset, trained)
         held_out = holdout is not None and holdout.split_of(pair.person) != "train"
         if not foreign and not held_out:
             (known if trained else maybe).add(pair.person)

@@ -46,8 +46,9 @@ def test_new_gates_give_a_model_that_still_fits_its_spec(tmp_path: Path) -> None
     path = write_tiny_model(tmp_path)
     before = load_spec(path)
     genuine = [answer("negative", 0, moved=0.7, sure=0.8)]
-    rewrite_gates(path, before, calibrate(genuine, before))
+    rewrite_gates(path, before, calibrate(genuine, before), "people of the val split")
     spec = Session.open(path).spec
+    assert spec.provenance.gates == "people of the val split"
     assert spec.motion_gate_px == pytest.approx(0.7, abs=0.0011)
     assert spec.abstention_threshold == pytest.approx(0.8, abs=0.0011)
     assert spec.onnx_sha256 != before.onnx_sha256

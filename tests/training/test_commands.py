@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from training.cli import app
 from training.config import load_config
+from training.data.pairs import read_pairs, write_pairs
 from training.data.prepare import Prepared
 from training.loop import CHECKPOINT, Basis, Run
 from training.options import config_path
@@ -132,3 +133,18 @@ def test_an_ablation_is_one_flag(pairs_folder: Path, prepared: Prepared, tmp_pat
     assert not config.network.flow_attention
     assert config.network.dropkey == 0
     assert (config.loss, config.optimiser, config.balanced) == ("cross_entropy", "adamw", True)
+
+
+def test_a_person_under_two_names_is_not_trained_on_and_held_out(
+    pairs_folder: Path, tmp_path: Path
+) -> None:
+    pairs = [
+        replace(pair, onset=str(pairs_folder / pair.onset), apex=str(pairs_folder / pair.apex))
+        for pair in read_pairs(pairs_folder)
+    ]
+    twice = [replace(pair, subject=f"00{pair.subject}", clip="again") for pair in pairs[:1]]
+    write_pairs(tmp_path / "pairs.csv", [*pairs, *twice])
+    (tmp_path / "tiny.toml").write_text(as_toml(TINY))
+    options = ["--config", tmp_path / "tiny.toml", "--out", tmp_path / "run"]
+    assert_one_line(run("fit", tmp_path, *options), "drawn/0 = drawn/000")
+    assert not (tmp_path / "run").exists()

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +108,26 @@ def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(
     assert learning_rate(config, 20, 120) == pytest.approx(1)
     assert learning_rate(config, 70, 120) == pytest.approx(0.55)
     assert learning_rate(config, 119, 120) == pytest.approx(0.1, abs=0.001)
+
+
+def test_an_override_into_what_is_no_table_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('data = "d"\nlicence = "l"\nsteps = 3\nnetwork = 3\n')
+    with pytest.raises(ValueError, match="network: must be a table"):
+        load_config(path, {"network.dropkey": 0.0})
+
+
+def test_a_config_is_utf_8_whatever_the_locale() -> None:
+    """The shipped `casme3.toml` names its data set as its owners do."""
+    code = "from pathlib import Path; from training.config import load_config as load; import sys;"
+    code += "load(Path(sys.argv[1]))"
+    config = Path(training.__file__).parent / "configs" / "casme3.toml"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", code, config],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr

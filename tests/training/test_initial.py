@@ -15,12 +15,13 @@ from rich.console import Console
 from model.errors import ModelNotFound, SpecMismatch
 from model.spec import ModelSpec, Normalisation, file_sha256, load_spec, spec_path
 from training.config import RunConfig
-from training.data.pairs import Pair, Split, read_pairs
+from training.data.pairs import Holdout, read_pairs
 from training.export import round_to_half
 from training.fitting import fit_pairs_folder
 from training.initial import initial_notes, read_initial, start_from
 from training.loop import CHECKPOINT, FitData, Run, fit
 from training.networks import build_network
+from training.scored_people import check_shares
 
 
 @pytest.fixture
@@ -221,18 +222,21 @@ def test_a_run_does_not_start_from_weights_that_have_seen_the_scored_people(
     assert initial_notes(from_exported, [replace(seen, dataset="elsewhere")]) == []
 
 
-def _split(config: RunConfig, pair: Pair) -> Split:
-    return config.holdout.split_of(pair.person)
-
-
-def test_fit_refuses_to_score_people_whom_its_start_has_seen(
+def test_fit_keeps_to_the_split_of_the_model_that_it_starts_from(
     from_exported: RunConfig, pairs_folder: Path, tmp_path: Path
 ) -> None:
-    first = next(p for p in read_pairs(pairs_folder) if _split(from_exported, p) == "train")
-    other_splits = (replace(from_exported, split_seed=seed) for seed in range(2, 100))
-    other_split = next(config for config in other_splits if _split(config, first) == "test")
-    with pytest.raises(ValueError, match="trained on people who are to be scored"):
+    other_split = replace(from_exported, split_seed=from_exported.split_seed + 1)
+    with pytest.raises(ValueError, match="held out other people"):
         fit_pairs_folder(
             other_split, pairs_folder, tmp_path, minutes=None, workers=1, console=Console()
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_larger_share_than_the_start_held_out_is_refused(exported: Path) -> None:
+    spec = load_spec(exported)
+    kept = Holdout(seed=1, val=0.1, test=0.2)
+    check_shares(spec, kept)
+    with pytest.raises(ValueError, match="held out other people"):
+        check_shares(spec, replace(kept, test=0.4))
+    check_shares(replace(spec, provenance=replace(spec.provenance, datasets=())), kept)

@@ -64,3 +64,8 @@ def test_the_first_rows_outside_the_map_are_named_and_the_rest_counted() -> None
 
 def test_labels_that_are_all_known_pass() -> None:
     COMPOSITE.check([pair("a", "disgust"), pair("b", NOTHING), pair("c", "others")])
+
+
+def test_a_class_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="classes repeat: a, a, b"):
+        Labels(("a", "a", "b"))

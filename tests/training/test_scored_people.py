@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 from tiny_model import tiny_spec
 
 from model.spec import ModelSpec, Provenance
 from training.data.pairs import Holdout, Pair
-from training.scored_people import choose_people, holdout_of
+from training.scored_people import check_start, choose_people, holdout_of
 
 HOLDOUT = Holdout(seed=3, val=0.25, test=0.25)
 PAIRS = [
@@ -106,3 +108,13 @@ def test_the_holdout_is_read_from_the_spec() -> None:
     assert holdout_of(spec_of()) == HOLDOUT
     with pytest.raises(ValueError, match="does not say who was held out"):
         holdout_of(spec_of(held_out=False))
+
+
+def test_a_data_set_is_known_however_its_name_is_written() -> None:
+    """A manifest that says HOME must not pass its people off as never trained on."""
+    loud = [replace(pair, dataset="HOME") for pair in PAIRS if pair.dataset == "home"]
+    scored = choose_people(spec_of("home"), loud, "auto")
+    assert scored.left_out
+    assert "test split" in scored.words
+    with pytest.raises(ValueError, match="trained on people"):
+        check_start(spec_of("home"), loud)

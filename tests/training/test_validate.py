@@ -121,3 +121,12 @@ def test_a_file_that_the_machine_cannot_read_is_named(folder: Path) -> None:
     (bad,) = validate(write(folder, GOOD[:1]), workers=1).bad
     assert "symbolic links" in bad.reason
     assert "apex.png" in bad.reason
+
+
+def test_a_person_written_in_two_ways_is_named(folder: Path) -> None:
+    """They would be in both halves of a fold, or of a split."""
+    sources = "positive,onset.png,apex.png,,"
+    rows = [f"d,{who},{clip},{sources}" for clip, who in enumerate(("s01", "S1", "s2"))]
+    checked = validate(write(folder, rows), workers=1)
+    assert [row.line for row in checked.bad] == [2, 3]
+    assert "one person is written in two ways: d/S1, d/s01" in checked.bad[0].reason

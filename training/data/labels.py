@@ -13,7 +13,10 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Carries each label to a class, or out. Raises: ValueError for a target that is no class."""
+    """Carries each label to a class, or out.
+
+    Raises: ValueError for a target that is no class, or a class named twice.
+    """
 
     classes: tuple[str, ...]
     """In the order of the network's outputs."""
@@ -22,7 +25,9 @@ class Labels:
     `none` is left out, unless they are mapped too."""
 
     def __post_init__(self) -> None:
-        """Refuse a map to nowhere."""
+        """Refuse a class named twice, and a map to nowhere."""
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes repeat: {', '.join(self.classes)}")
         unknown = sorted({target for target in self.mapping.values() if target} - {*self.classes})
         if unknown:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Manifest → every row of it that cannot be trained on, and why."""
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from training.data.labels import Labels
 from training.data.pairs import Line, Pair, manifest_path, read_lines
 from training.data.processes import in_processes
 from training.data.sources import read_frames, read_ready
+from training.folds import spelling
 
 __all__ = ["BadRow", "Checked", "validate"]
 
@@ -59,6 +61,10 @@ def validate(
     path = manifest_path(manifest)
     lines, fault = _lines(path)
     faults = {line.number: _row_faults(line, labels) for line in lines}
+    written = _spellings(lines)
+    for line in lines:
+        if line.pair and len(names := written[spelling(line.pair.person)]) > 1:
+            faults[line.number].append(f"one person is written in two ways: {', '.join(names)}")
     chunks = [lines[at : at + _ROWS_AT_ONCE] for at in range(0, len(lines), _ROWS_AT_ONCE)]
     done = 0
     report(done, len(lines))
@@ -87,6 +93,15 @@ def _lines(path: Path) -> tuple[list[Line], str]:
     except ValueError as fault:
         return lines, str(fault)
     return lines, "" if lines else f"{path.name} holds no row"
+
+
+def _spellings(lines: list[Line]) -> dict[str, list[str]]:
+    """Return how each person is written, who would else be in both halves of a fold."""
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        if line.pair:
+            names[spelling(line.pair.person)].add(line.pair.person)
+    return {person: sorted(written) for person, written in names.items()}
 
 
 def _row_faults(line: Line, labels: Labels | None) -> list[str]:
