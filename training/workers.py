@@ -33,7 +33,11 @@ class Place:
     jobs: int | None = None
     """At a time; None: one on this machine, as many as there is room for on a cluster."""
     ray: str | None = None
-    """Address of a Ray cluster ("auto", "ray://host:10001"); "local" starts one here."""
+    """Address of a Ray cluster ("auto", "ray://host:10001"); "local" starts one here.
+
+    On a machine with several cards, jobs that are not Ray's all use the current one (choose it with
+    CUDA_VISIBLE_DEVICES); `--ray local --gpu-share 1` spreads them over all.
+    """
     cpus: int = 1
     """That one job takes, of a cluster."""
     gpus: float = 0.0
@@ -73,9 +77,12 @@ def run_jobs(
 
     A job that raises ValueError or MfdanError is a `Failure` of its own: the others go on.
     Raises: OSError naming the job that met one (a full disk stops every job), ChildProcessError
-    naming the jobs lost with a worker, ValueError if Ray is not installed, ConnectionError if no
-    cluster answers; KeyboardInterrupt, once no worker is left running.
+    naming the jobs lost with a worker, ValueError if Ray is not installed or its address is none
+    ("nonsense"), ConnectionError if no cluster answers there ("ray://127.0.0.1:1", after half a
+    minute); KeyboardInterrupt, once no worker is left running.
     """
+    if not jobs:
+        return []  # nobody waits for a cluster to start
     if place.ray is not None:
         return _on_ray(jobs, run, place, on_done)
     if (place.jobs or 1) > 1:
@@ -114,7 +121,7 @@ def _in_processes(
     failures: list[Failure[J]] = []
     waiting = iter(jobs)
     running: dict[Future[_Fault | None], J] = {}
-    with _pool(min(processes, len(jobs) or 1)) as pool:
+    with _pool(min(processes, len(jobs))) as pool:
         try:
             while True:
                 # No more than there are workers: what is lost with one of them is then known.
@@ -224,8 +231,19 @@ def _cluster(place: Place) -> Iterator[Any]:
     if place.ray == "local":
         cpus = place.jobs and place.jobs * place.cpus  # None: all that this machine has
         options |= {"include_dashboard": False, "num_cpus": cpus}
-    ray.init(place.ray, **options)
+    _connect(ray, str(place.ray), options)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:  # noqa: ANN401 - an optional module
+    try:
+        ray.init(address, **options)
+    except ConnectionError as fault:
+        told = " ".join(str(fault).split())
+        raise ConnectionError(f"--ray {address}: no cluster answers: {told}") from None
+    except (ValueError, RuntimeError) as fault:  # Ray's word for a scheme that it does not know
+        told = " ".join(str(fault).split())
+        raise ValueError(f"--ray {address}: {told}") from None

@@ -43,8 +43,9 @@ def test_every_job_is_run_and_heard_of_once(place: Place, tmp_path: Path) -> Non
     assert (os.getpid() in processes) == (place is ONE)
 
 
-def test_no_jobs_are_no_work() -> None:
-    assert run_jobs([], do, TWO) == []
+@pytest.mark.parametrize("place", [ONE, TWO, Place(ray="nonsense")], ids=["here", "two", "ray"])
+def test_no_jobs_are_no_work(place: Place) -> None:
+    assert run_jobs([], do, place) == []
 
 
 @pytest.mark.parametrize("place", [ONE, TWO], ids=["here", "processes"])
@@ -119,6 +120,18 @@ def test_without_ray_installed_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"needs the extra `ray`: pip install 'mfdan\[ray\]'"):
         run_jobs(jobs(tmp_path, a="write"), do, Place(ray="local"))
+
+
+@pytest.mark.parametrize("address", ["nonsense", "foo://x"])
+def test_an_address_that_is_none_is_told_in_one_line(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^--ray {address}: [^\n]+$"):
+        run_jobs(jobs(tmp_path, a="write"), do, Place(ray=address))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_with_its_address(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match=r"^--ray auto: no cluster answers: "):
+        run_jobs(jobs(tmp_path, a="write"), do, Place(ray="auto"))
 
 
 @pytest.mark.parametrize("wrong", [{"jobs": 0}, {"gpus": -0.5}, {"gpus": 1.5}])
