@@ -2,8 +2,9 @@
 
 import itertools
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from training.config import RunConfig
 from training.data.dataset import class_indices
+from training.divergence import Diverged
 from training.files import write_text_atomically
 from training.folds import Fold, inner_folds
 from training.metrics import uf1
@@ -41,7 +43,8 @@ class Choice:
     values: dict[str, Any]
     """Field → value, as in the grid."""
     scores: list[float]
-    """Pooled UF1 over the inner folds, of each candidate in the grid's order."""
+    """Pooled UF1 over the inner folds, of each candidate in the grid's order; -inf where one of its
+    trainings failed."""
 
 
 def candidates(config: RunConfig) -> list[tuple[dict[str, Any], RunConfig]]:
@@ -92,29 +95,58 @@ def tune(config: RunConfig, fold: Fold, work: Path, train: Train) -> Choice:
     """Choose among the candidates by inner folds of a fold's training half.
 
     Its test half is not looked at. The candidate with the largest pooled UF1 wins, of equal ones
-    the first. Answers of finished inner folds wait in `work`, so an interrupted search goes on.
-    Raises: ValueError.
+    the first. One that diverges, or answers with no number, is out of the search. Answers of
+    finished inner folds wait in `work`, so an interrupted search goes on.
+    Raises: ValueError, naming the candidates if all of them failed.
     """
     inner = inner_folds(fold.train, config.tune.folds, config.seed)
     truth = np.concatenate([class_indices(each.test, config) for each in inner])
     tried = candidates(config)
     scores = []
     for number, (_values, candidate) in enumerate(tried):
-        answers = [
-            _answers(candidate, each, work / f"candidate-{number}" / f"inner-{place}", train)
-            for place, each in enumerate(inner)
-        ]
-        scores.append(uf1(truth, np.concatenate(answers), len(config.classes)))
+        answers = _all_answers(candidate, inner, work / f"candidate-{number}", train)
+        score = uf1(truth, answers, len(config.classes)) if answers is not None else -math.inf
+        scores.append(score)
+    if max(scores) == -math.inf:
+        failed = "; ".join(_told(values) for values, _candidate in tried)
+        raise ValueError(
+            f"every candidate of tune.grid diverged, or answered with no number: {failed}"
+        )
     values, chosen = tried[scores.index(max(scores))]
     return Choice(config=chosen, values=values, scores=scores)
 
 
-def _answers(config: RunConfig, fold: Fold, work: Path, train: Train) -> NDArray[np.int64]:
-    """Return the class predicted for each clip of an inner test half, trained once only."""
+def _all_answers(
+    config: RunConfig, inner: Sequence[Fold], work: Path, train: Train
+) -> NDArray[np.int64] | None:
+    """Return the answers of all inner folds, in their order; None from the first that failed."""
+    answers = []
+    for place, fold in enumerate(inner):
+        found = _answers(config, fold, work / f"inner-{place}", train)
+        if found is None:
+            return None
+        answers.append(found)
+    return np.concatenate(answers)
+
+
+def _answers(config: RunConfig, fold: Fold, work: Path, train: Train) -> NDArray[np.int64] | None:
+    """Return the class predicted for each clip of an inner test half, trained once only.
+
+    None, which is kept as well, if it diverged or answers with no number.
+    """
     finished = work.with_suffix(".json")
     if not finished.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        answers = train(config, fold, work).argmax(axis=1)
-        write_text_atomically(finished, json.dumps(answers.tolist()))
+        write_text_atomically(finished, json.dumps(_trained(config, fold, work, train)))
         shutil.rmtree(work)
-    return np.array(json.loads(finished.read_text()), np.int64)
+    answers = json.loads(finished.read_text())
+    return None if answers is None else np.array(answers, np.int64)
+
+
+def _trained(config: RunConfig, fold: Fold, work: Path, train: Train) -> list[int] | None:
+    try:
+        probabilities = train(config, fold, work)
+    except Diverged:
+        return None
+    answers: list[int] = probabilities.argmax(axis=1).tolist()
+    return answers if np.isfinite(probabilities).all() else None

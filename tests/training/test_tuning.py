@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from training.config import RunConfig, Tuning
 from training.data.dataset import class_indices, labelled
 from training.data.prepare import Prepared, PreparedRow
+from training.divergence import Diverged
 from training.folds import Fold, loso_folds
 from training.methods import train_and_predict
 from training.tuning import candidates, tune
@@ -126,6 +127,48 @@ def test_an_interrupted_search_goes_on_where_it_stopped(fold: Fold, tmp_path: Pa
     choice = tune(RATES, fold, tmp_path, again)
     assert len(again.asked) == 6 - 3
     assert choice.values == {"learning_rate": 0.2}
+
+
+class Failing(Rated):
+    """Diverges at one learning rate, and answers with no number at another."""
+
+    diverging, silent = 0.1, 0.3
+
+    def __call__(self, config: RunConfig, fold: Fold, work: Path) -> NDArray[np.float32]:
+        answers = super().__call__(config, fold, work)
+        if config.learning_rate == self.diverging:
+            raise Diverged(config, 1, "the loss is nan", config.learning_rate)
+        return answers * np.float32("nan") if config.learning_rate == self.silent else answers
+
+
+def test_a_candidate_that_fails_is_out_and_is_not_tried_again(fold: Fold, tmp_path: Path) -> None:
+    train = Failing({0.1: 1.0, 0.2: 0.4, 0.3: 1.0})
+    choice = tune(RATES, fold, tmp_path, train)
+    assert choice.values == {"learning_rate": 0.2}
+    assert choice.scores[::2] == [-np.inf, -np.inf]
+    assert [rate for rate, _inner in train.asked] == [0.1, 0.2, 0.2, 0.3]
+    again = Failing({})
+    assert tune(RATES, fold, tmp_path, again) == choice
+    assert again.asked == []
+
+
+def test_a_search_in_which_all_fail_names_the_candidates(fold: Fold, tmp_path: Path) -> None:
+    train = Failing({0.1: 1.0, 0.3: 1.0})
+    config = searching({"learning_rate": (0.1, 0.3)})
+    with pytest.raises(ValueError, match=r"every cand.*learning_rate = 0.1; learning_rate = 0.3"):
+        tune(config, fold, tmp_path, train)
+
+
+def test_a_real_training_at_an_absurd_learning_rate_loses_the_search(
+    prepared: Prepared, fold: Fold, tmp_path: Path
+) -> None:
+    def train(config: RunConfig, inner: Fold, work: Path) -> NDArray[np.float32]:
+        return train_and_predict(config, prepared, inner, work).probabilities
+
+    config = replace(searching({"learning_rate": (1e12, 1e-3)}), steps=8, optimiser="adamw")
+    choice = tune(config, fold, tmp_path, train)
+    assert choice.scores[0] == -np.inf < choice.scores[1]
+    assert choice.values == {"learning_rate": 1e-3}
 
 
 def test_a_real_search_never_reads_a_clip_of_the_held_out_person(
