@@ -14,6 +14,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # ships no types
 
-from model.spec import file_sha256
+from model.spec import ModelSpec, file_sha256
 from training.config import RunConfig, Tuning
 from training.data.dataset import labelled
 from training.data.prepare import Prepared, PreparedRow, open_prepared
@@ -42,6 +43,9 @@ __all__ = ["FoldJob", "MethodPlan", "Options", "Protocol", "folds_of", "run_fold
 Protocol = Literal["loso", "lodo"]
 _RARER_ON_CUDA = 10
 """Checkpoints: at the paper's size one is half a gigabyte, and a GPU's fold a minute."""
+
+_NO_SPLIT: Mapping[str, Any] = {"split_seed": 1, "val_fraction": 0.1, "test_fraction": 0.1}
+"""Here the folds say who is held out: whatever the config says of it, a checkpoint is the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,11 +97,12 @@ class MethodPlan:
         Raises: ValueError for people in both halves, a label outside the map; FileNotFoundError
         for an `init` that is not there.
         """
-        oracle = options.oracle and config.method in NETWORKS  # what else has epochs?
-        options = replace(options, oracle=oracle)
+        if config.method not in NETWORKS:  # which alone have epochs, and use a card
+            options = replace(options, oracle=False, device="cpu")
         rows = labelled(prepared.rows, config)
         folds = folds_of(rows, options.protocol)
         folder = MethodFolder(out.resolve() / config.method)
+        note = _note(config, prepared, rows, folds, options)
         jobs = [
             FoldJob(
                 config=config,
@@ -105,12 +110,11 @@ class MethodPlan:
                 fold=fold.name,
                 seed=seed,
                 out=folder.root,
-                rows_sha256=_digest(rows),
+                rows_sha256=note["rows_sha256"],
             )
             for seed in config.seeds
             for fold in folds
         ]
-        note = _note(config, prepared, rows, folds, options)
         return cls(config=config, folder=folder, note=note, rows=rows, jobs=jobs)
 
     @property
@@ -171,10 +175,29 @@ def folds_of(rows: Sequence[PreparedRow], protocol: Protocol) -> list[Fold]:
     return loso_folds(rows) if protocol == "loso" else lodo_folds(rows)
 
 
-def _digest(rows: Sequence[PreparedRow]) -> str:
-    """Return a hash of the clips, their labels and order, and how far each was seen to move."""
-    lines = [[row.pair.key, row.pair.label, repr(asdict(row.motion))] for row in rows]
+def _digest(rows: Sequence[PreparedRow], prepared: Prepared, config: RunConfig) -> str:
+    """Return a hash of the clips in order, each one's label, class, motion and prepared arrays."""
+    labels, contents = config.labels, _contents(prepared)
+    lines = [
+        [
+            *(row.pair.key, row.pair.label, labels.class_of(row.pair.label)),
+            *(repr(asdict(row.motion)), contents[row.pair.key]),
+        ]
+        for row in rows
+    ]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _contents(prepared: Prepared) -> dict[str, str]:
+    """Return a hash of each clip's arrays, by its key: every method of a run needs the same."""
+    contents = {}
+    for row in prepared.rows:
+        content = hashlib.sha256()
+        for array in prepared.arrays(row):
+            content.update(array.tobytes())
+        contents[row.pair.key] = content.hexdigest()
+    return contents
 
 
 def _note(
@@ -194,11 +217,12 @@ def _note(
         "clips": len(rows),
         "people": len({row.pair.person for row in rows}),
         "manifest": Path(config.pairs).name,
-        "rows_sha256": _digest(rows),
+        "rows_sha256": _digest(rows, prepared, config),
         "preprocessing_key": config.spec().preprocessing_key(),
         "init_sha256": file_sha256(Path(config.init)) if config.init else "",
         "tune": options.tune,
         "oracle_epoch": options.oracle,
+        "device": options.device,
         "commit": current_commit(),
         "versions": {
             "python": platform.python_version(),
@@ -228,11 +252,6 @@ def run_fold(job: FoldJob) -> None:
             choice, outcome = _train(job, prepared, folds[job.fold], work)
         except torch.OutOfMemoryError:
             raise ValueError("the card has too little memory for this; give fewer --jobs") from None
-        except Diverged:
-            raise
-        except ValueError:
-            shutil.rmtree(work)  # a checkpoint that cannot be read would never be
-            raise
     fold = folds[job.fold]
     seconds = time.perf_counter() - started
     folder.write_fold(_fold_note(job, fold, choice, outcome, seconds), outcome.attention)
@@ -244,11 +263,17 @@ def _clips(
 ) -> tuple[Prepared, dict[str, Fold]]:
     """Open the prepared clips once in a worker, and check that they are those of the run."""
     config = RunConfig.from_json(config_json)
-    prepared = open_prepared(Path(config.pairs), config.spec())
+    prepared = _opened(config.pairs, config.spec().to_json(), rows_sha256)
     rows = labelled(prepared.rows, config)
-    if _digest(rows) != rows_sha256:
+    if _digest(rows, prepared, config) != rows_sha256:
         raise ValueError(f"{config.pairs} on {socket.gethostname()} is not what the run began with")
     return prepared, {fold.name: fold for fold in folds_of(rows, protocol)}
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(pairs: str, spec_json: str, _rows_sha256: str) -> Prepared:
+    """Open the prepared clips once for all methods of a run, anew for other clips."""
+    return open_prepared(Path(pairs), ModelSpec.from_json(spec_json))
 
 
 def _train(
@@ -260,22 +285,37 @@ def _train(
     if job.options.tune:
 
         def train_inner(config: RunConfig, inner: Fold, place: Path) -> NDArray[np.float32]:
-            return train_and_predict(config, prepared, inner, place, device=device).probabilities
+            with _freed_of_bad_checkpoint(place):
+                outcome = train_and_predict(config, prepared, inner, place, device=device)
+            return outcome.probabilities
 
         choice = tune(replace(config, tune=job.config.tune), fold, work / "tuning", train_inner)
         config = replace(choice.config, tune=Tuning())
-    outcome = train_and_predict(
-        config,
-        prepared,
-        fold,
-        work / "fit",
-        device=device,
-        oracle=job.options.oracle,
-        events=MethodFolder(job.out).events(job.seed, job.fold),
-    )
+    with _freed_of_bad_checkpoint(work / "fit"):
+        outcome = train_and_predict(
+            config,
+            prepared,
+            fold,
+            work / "fit",
+            device=device,
+            oracle=job.options.oracle,
+            events=MethodFolder(job.out).events(job.seed, job.fold),
+        )
     if not np.isfinite(outcome.probabilities).all():
         raise ValueError("the training ended in weights that answer with no number")
     return choice, outcome
+
+
+@contextmanager
+def _freed_of_bad_checkpoint(place: Path) -> Iterator[None]:
+    """Remove a training's folder when it is refused: it would be refused at each further try."""
+    try:
+        yield
+    except Diverged:
+        raise
+    except ValueError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def _config_of_fold(config: RunConfig, seed: int, device: str) -> RunConfig:
@@ -286,6 +326,7 @@ def _config_of_fold(config: RunConfig, seed: int, device: str) -> RunConfig:
         seeds=(seed,),
         pairs="",
         tune=Tuning(),
+        **_NO_SPLIT,
         threads=config.threads or 1,
         loader_workers=0,  # the folds share the cores
         checkpoint_every=config.checkpoint_every * (_RARER_ON_CUDA if device == "cuda" else 1),
@@ -305,7 +346,8 @@ def _fold_note(
         "device": job.options.device,
         "losses": outcome.losses,
         "tuned": choice and choice.values,
-        "tuning_scores": choice and choice.scores,
+        "tuning_scores": choice
+        and [score if np.isfinite(score) else None for score in choice.scores],
         "predictions": _answers(fold, outcome.probabilities),
         "oracle": best
         and {

@@ -40,14 +40,15 @@ _FREE_FIELDS = frozenset(
 """Fields of the config that change nothing in a fold, or that are compared by what they lead to."""
 _COMPARED = {
     "protocol": "protocol",
-    "rows_sha256": "set of clips (their names, labels or motion)",
+    "classes": "order of classes",
+    "rows_sha256": "set of clips (their names, classes, motion or prepared pictures)",
     "preprocessing_key": "preprocessing",
     "init_sha256": "content of init",
     "tune": "--tune",
     "oracle_epoch": "--oracle-epoch",
 }
 """Entry of `run.json` that is fixed → how a person calls it."""
-_SHARED = ("protocol", "rows_sha256", "preprocessing_key")
+_SHARED = ("protocol", "classes", "rows_sha256", "preprocessing_key")
 """What the methods of one run have in common, or they could not be compared."""
 _LONGEST_NAME = 120
 
@@ -166,11 +167,11 @@ class MethodFolder:
     def claim(self, note: Mapping[str, Any]) -> list[str]:
         """Write `run.json`, or go on with the one that is there; `check` comes first.
 
-        Commit and versions stay those of the beginning; returns which of them differ now.
+        Commit, versions and device stay those of the beginning; returns which of them differ now.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         begun = self.read_note()
-        origin = {key: (begun or note)[key] for key in ("commit", "versions")}
+        origin = {key: {**note, **(begun or {})}[key] for key in ("commit", "versions", "device")}
         now = {**note, **origin}
         if begun != now:
             text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"

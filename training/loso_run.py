@@ -66,7 +66,7 @@ class LosoRun:
         """
         config = self._located()
         self._check(config)
-        for note in initial_notes(config, read_pairs(Path(config.pairs))):
+        for note in self._initial_notes(config):
             _tell(log, note, "yellow")
         prepared = prepare_pairs_folder(
             config.spec(), Path(config.pairs), self.prepare_workers, log
@@ -104,7 +104,20 @@ class LosoRun:
         if self.options.tune:
             if config.method not in NETWORKS:
                 raise ValueError(f"--tune searches for a network; {config.method} has no settings")
+            if config.method not in self.methods:
+                raise ValueError(
+                    f"--tune searches for {config.method}, the method of the config; only "
+                    f"{', '.join(self.methods)} would be run: add --method {config.method}"
+                )
             check_grid(config)
+
+    def _initial_notes(self, config: RunConfig) -> list[str]:
+        """Return what is to be said of the model that the network starts from, if one is asked."""
+        if config.method not in self.methods or config.method not in NETWORKS:
+            return []
+        pairs = read_pairs(Path(config.pairs))
+        scored = [pair for pair in pairs if config.labels.class_of(pair.label) is not None]
+        return initial_notes(config, scored)
 
     def _plan(self, config: RunConfig, method: Method, prepared: Prepared) -> MethodPlan:
         own = method == config.method
@@ -206,7 +219,12 @@ def _differences(out: Path, baselines: Sequence[str]) -> Table:
     table = Table("mfdan above", "metric", "difference", "95 % interval over people")
     classes, ours = read_predictions(MethodFolder(out / "mfdan").predictions)
     for method in baselines:
-        _classes, theirs = read_predictions(MethodFolder(out / method).predictions)
+        others, theirs = read_predictions(MethodFolder(out / method).predictions)
+        if others != classes:
+            raise ValueError(
+                f"{out}: the classes are {', '.join(classes)} in mfdan, and {', '.join(others)} in "
+                f"{method}"
+            )
         for metric in ("uf1", "uar"):
             value, low, high = difference(ours, theirs, classes, metric)
             table.add_row(method, metric, f"{value:+.3f}", f"{low:+.3f} – {high:+.3f}")

@@ -1,20 +1,30 @@
+import io
 import json
 import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from drawn_loso import SMALL, evaluate, finished, plain_run, tables
 from drawn_pairs import draw_pair
-from torch import Tensor
+from rich.console import Console
+from torch import Tensor, nn
 
-from training.config import RunConfig
+from model.errors import MfdanError
+from training.config import RunConfig, Tuning
+from training.data.dataset import class_indices, labelled
 from training.data.pairs import read_pairs, write_pairs
 from training.data.prepare import Prepared
+from training.folds import loso_folds
 from training.loso import MethodPlan, Options, run_fold
 from training.loso_folder import MethodFolder, file_name, locked
+from training.loso_run import show_tables
+from training.methods import _BestSoFar
+from training.report.run_folder import read_runs
 from training.run import Run
 from training.run_log import Event, RunLog
 from training.scoring import ScoreTable, read_predictions, score
@@ -153,7 +163,8 @@ def test_a_fold_goes_on_inside_from_its_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         interrupted(3, pairs_folder, begun, config)
     monkeypatch.setattr(Run, "train_step", counted)
-    evaluate(pairs_folder, begun, config)
+    elsewhere_held_out = replace(config, split_seed=4, val_fraction=0.3, test_fraction=0.0)
+    evaluate(pairs_folder, begun, elsewhere_held_out)
     assert Counter(steps) == {0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
     assert tables(begun) == tables(plain)
     losses = [json.loads((out / LOST[0]).read_text())["losses"] for out in (begun, plain)]
@@ -175,7 +186,37 @@ def test_the_oracle_epoch_does_not_change_the_result(plain: Path, oracle: Path) 
     assert beside == honest[: 1 + 18]
 
 
-def test_the_oracle_epoch_is_the_first_with_the_most_right_clips(oracle: Path) -> None:
+class Answering(nn.Module):
+    """Says the same of each batch."""
+
+    def __init__(self, answers: list[int], certainty: float) -> None:
+        super().__init__()
+        self.logits = certainty * torch.eye(3)[answers]
+
+    def forward(self, image: Tensor, flow: Tensor) -> Tensor:
+        assert len(image) == len(flow) == len(self.logits)
+        return self.logits
+
+    def averaged_network(self) -> nn.Module:
+        return self
+
+
+def test_the_oracle_epoch_is_the_first_with_the_most_right_clips(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    fold = loso_folds(labelled(prepared.rows, SMALL))[0]
+    assert class_indices(fold.test, SMALL) == [0, 1, 2]
+    best = _BestSoFar(tmp_path / "best_epoch.json", SMALL, prepared, fold, "cpu")
+    epochs = [[0, 0, 0], [0, 1, 2], [0, 1, 2], [0, 1, 1]]  # 1, 3, 3 and 2 are right
+    for epoch, answers in enumerate(epochs, start=1):
+        best.hear(epoch, cast("Run", Answering(answers, certainty=epoch)))
+    found = best.read()
+    assert (found.epoch, found.right) == (2, 3)
+    expected = (2 * torch.eye(3)).softmax(dim=1).numpy()
+    np.testing.assert_array_equal(found.probabilities, expected)
+
+
+def test_the_oracles_table_holds_the_answers_of_each_folds_best_epoch(oracle: Path) -> None:
     classes, honest = read_predictions(oracle / "mfdan" / "predictions.csv")
     _classes, leaking = read_predictions(oracle / "mfdan" / "oracle.csv")
     right = [
@@ -226,6 +267,118 @@ def test_methods_of_one_run_have_the_same_clips(begun: Path, pairs_folder: Path)
         evaluate(pairs_folder, begun, changed, methods=("svm",))
 
 
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        (replace(SMALL, classes=SMALL.classes[::-1]), "holds mfdan with another order of classes"),
+        (
+            replace(SMALL, label_map={"surprise": "positive"}),
+            "holds mfdan with another set of clips",
+        ),
+    ],
+    ids=["order", "target"],
+)
+def test_methods_of_one_run_have_the_same_classes(
+    changed: RunConfig, complaint: str, begun: Path, pairs_folder: Path
+) -> None:
+    shutil.rmtree(begun / "svm")
+    with pytest.raises(ValueError, match=complaint):
+        evaluate(pairs_folder, begun, changed, methods=("svm",))
+    assert not (begun / "svm").exists()
+
+
+def test_runs_with_another_order_of_classes_are_not_compared(
+    plain: Path, pairs_folder: Path, tmp_path: Path
+) -> None:
+    other = replace(SMALL, classes=SMALL.classes[::-1])
+    evaluate(pairs_folder, tmp_path / "other", other, methods=("majority",))
+    shutil.copytree(plain / "mfdan", tmp_path / "mfdan")
+    shutil.copytree(tmp_path / "other" / "majority", tmp_path / "majority")
+    with pytest.raises(ValueError, match=r"negative, positive, surprise in mfdan, and surprise, p"):
+        show_tables(tmp_path, Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match="runs of different classes cannot be compared"):
+        read_runs([tmp_path])
+
+
+def test_another_picture_under_the_same_name_is_another_set_of_clips(
+    odd_manifest: Path, tmp_path: Path
+) -> None:
+    """Ready-made flow, of whose motion nothing is known: its numbers alone differ."""
+    manifest = tmp_path / "ready.csv"
+    rows = [
+        replace(pair, onset="", apex="", image=pair.onset, flow=f"{place}.npy")
+        for place, pair in enumerate(read_pairs(odd_manifest))
+    ]
+    write_pairs(manifest, rows)
+    for pair in rows:
+        shutil.copy(odd_manifest.parent / pair.image, tmp_path)
+        np.save(tmp_path / pair.flow, np.ones((2, 240, 320), np.float32))
+    evaluate(manifest, tmp_path / "run", methods=("majority",))
+    evaluate(manifest, tmp_path / "run", methods=("majority",))
+    np.save(tmp_path / "2.npy", np.full((2, 240, 320), 2, np.float32))
+    with pytest.raises(ValueError, match="was begun with another set of clips"):
+        evaluate(manifest, tmp_path / "run", methods=("majority",))
+
+
+def test_copied_clips_are_the_same_set(odd_manifest: Path, tmp_path: Path) -> None:
+    evaluate(odd_manifest, tmp_path / "run", methods=("majority",))
+    for path in odd_manifest.parent.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, tmp_path / path.name)
+    before = finished(tmp_path / "run")
+    evaluate(tmp_path / "odd.csv", tmp_path / "run", methods=("majority",))
+    assert finished(tmp_path / "run") == before
+
+
+def test_a_run_that_goes_on_on_another_device_says_so(plain: Path, pairs_folder: Path) -> None:
+    before = finished(plain)
+    on_card = Options(device="cuda")  # every fold is there: no card is asked
+    text = evaluate(pairs_folder, plain, methods=("mfdan", "svm"), options=on_card)
+    assert "mfdan was begun with another device" in text
+    assert "svm was begun" not in text
+    assert "another device" not in evaluate(pairs_folder, plain)
+    assert finished(plain) == before
+
+
+def test_a_search_is_refused_where_its_method_is_not_run(
+    pairs_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(SMALL, tune=Tuning(grid={"learning_rate": (0.1, 0.2)}))
+    with pytest.raises(ValueError, match=r"--tune searches for mfdan, .* only svm would be run"):
+        evaluate(pairs_folder, tmp_path, config, methods=("svm",), options=Options(tune=True))
+
+
+def test_weights_to_start_from_are_read_only_for_a_network(
+    pairs_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "weights.onnx").write_bytes(b"none")
+    config = replace(SMALL, init=str(tmp_path / "weights.onnx"))
+    evaluate(pairs_folder, tmp_path / "run", config, methods=("majority",))
+    assert (tmp_path / "run" / "majority" / "scores.json").is_file()
+    with pytest.raises(MfdanError, match=r"there is no file weights\.onnx\.json"):
+        evaluate(pairs_folder, tmp_path / "run", config, methods=("mfdan", "majority"))
+
+
+def test_people_whose_clips_are_left_out_are_no_hindrance_to_a_start(
+    pairs_folder: Path, exported: Path, tmp_path: Path
+) -> None:
+    """The model was trained on `drawn`; with no clip of theirs left, none is scored."""
+    rows = read_pairs(pairs_folder)
+    others = [
+        replace(pair, dataset="other", label=f"their {pair.label}")
+        for pair in rows
+        if pair.subject in {"1", "2", "3"} and pair.label != "none"
+    ]
+    write_pairs(pairs_folder / "others.csv", [*rows, *others])
+    away = dict.fromkeys((*SMALL.classes, "none"), "")
+    theirs = {f"their {name}": name for name in SMALL.classes}
+    config = replace(SMALL, init=str(exported), steps=1, seeds=(1,), label_map={**away, **theirs})
+    evaluate(pairs_folder / "others.csv", tmp_path, config)
+    assert (tmp_path / "mfdan" / "scores.json").is_file()
+    with pytest.raises(ValueError, match="was trained on people who are to be scored: drawn/"):
+        evaluate(pairs_folder / "others.csv", tmp_path, replace(config, label_map=theirs))
+
+
 def test_a_damaged_fold_is_named(begun: Path, pairs_folder: Path) -> None:
     path = begun / "svm" / "folds" / "seed-1" / "drawn%2F1.json"
     path.write_text(path.read_text()[:50])
@@ -256,13 +409,40 @@ def test_diverged_folds_are_named_and_the_other_methods_finish(
 def test_a_damaged_checkpoint_costs_its_fold_one_try(
     begun: Path, plain: Path, pairs_folder: Path
 ) -> None:
-    checkpoint = begun / "mfdan" / "work" / "seed-2" / "drawn%2F4" / "fit" / "checkpoint.pt"
+    work = begun / "mfdan" / "work" / "seed-2" / "drawn%2F4"
+    checkpoint = work / "fit" / "checkpoint.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"torn")
+    searched = work / "tuning" / "candidate-0" / "inner-0.json"
+    searched.parent.mkdir(parents=True)
+    searched.write_text("[]")
     with pytest.raises(ValueError, match=r"1 fold failed.*fold drawn/4: .*checkpoint"):
         evaluate(pairs_folder, begun)
+    assert not checkpoint.parent.exists()
+    assert searched.exists()
     evaluate(pairs_folder, begun)
     assert tables(begun) == tables(plain)
+
+
+def test_a_damaged_checkpoint_of_a_search_costs_no_finished_part_of_it(
+    pairs_folder: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    grid = Tuning(grid={"learning_rate": (0.001, 1e12)}, folds=2)
+    manifest = str(pairs_folder / "pairs.csv")
+    config = replace(SMALL, steps=8, optimiser="adamw", seeds=(1,), pairs=manifest, tune=grid)
+    job = MethodPlan.of(config, prepared, tmp_path, Options(tune=True)).jobs[0]
+    search = tmp_path / "mfdan" / "work" / "seed-1" / "drawn%2F0" / "tuning" / "candidate-0"
+    checkpoint = search / "inner-1" / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="checkpoint"):
+        run_fold(job)
+    assert [path.name for path in search.iterdir()] == ["inner-0.json"]
+    run_fold(job)
+    fold = MethodFolder(job.out).read_fold(1, "drawn/0")
+    assert fold["tuned"] == {"learning_rate": 0.001}
+    assert fold["tuning_scores"][0] >= 0
+    assert fold["tuning_scores"][1] is None
 
 
 def test_a_worker_refuses_clips_other_than_those_the_run_was_planned_with(
