@@ -1,3 +1,5 @@
+import hashlib
+import itertools
 import os
 import resource
 import shutil
@@ -5,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +22,14 @@ import training.data.prepare
 from model.decode import decode_image
 from model.pipeline import Preprocessor
 from training.config import RunConfig
-from training.data.pairs import Pair
-from training.data.prepare import Prepared, open_prepared, prepare, prepared_folder
+from training.data.pairs import Pair, write_pairs
+from training.data.prepare import (
+    Prepared,
+    PreparedRow,
+    open_prepared,
+    prepare,
+    prepared_folder,
+)
 from training.data.sources import read_frames, read_ready
 
 PREPARE = """
@@ -48,6 +57,24 @@ def preparing(folder: Path, shard_pairs: int, largest_file: int = 0) -> list[str
 
 def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def files_of(*rows: PreparedRow) -> set[str]:
+    kinds = ("onset.npy", "flow.npy", "json")
+    return {f"{row.shard}.{kind}" for row in rows for kind in kinds}
+
+
+def cut(good: Pair, ends: str, shard_pairs: int) -> list[Pair]:
+    """Return a row for each letter: a shard of about `shard_pairs` ends after an "E"."""
+    rows: list[Pair] = []
+    for number in itertools.count():
+        if len(rows) == len(ends):
+            break
+        row = replace(good, clip=f"clip {number}")
+        first = int(hashlib.sha256(row.key.encode()).hexdigest()[:8], 16)
+        if (first % shard_pairs == 0) == (ends[len(rows)] == "E"):
+            rows.append(row)
+    return rows
 
 
 def test_every_pair_with_a_face_is_prepared(prepared: Prepared) -> None:
@@ -155,18 +182,85 @@ def test_what_was_put_right_or_changed_is_prepared_again_and_nothing_else(
     assert [row.pair for row in second.rows] == rows
     assert second.rows[1].motion.p95_px == pytest.approx(0, abs=1e-3)
     after = times(folder)
-    assert {name.split(".")[0] for name in after if after[name] != before.get(name)} == {"0", "1"}
+    assert {name for name in after if after[name] != before.get(name)} == files_of(*second.rows[:2])
+    assert set(after) == files_of(*second.rows)
+
+
+@pytest.mark.parametrize(
+    ("edit", "at"),
+    [
+        (lambda rows: [replace(rows[0], clip="new"), *rows], 0),
+        (lambda rows: [*rows[:4], *rows[5:]], 4),
+        (lambda rows: [*rows[:4], replace(rows[4], label="none"), *rows[5:]], 4),
+    ],
+    ids=["inserted in front", "removed", "changed"],
+)
+def test_a_row_that_comes_goes_or_changes_disturbs_its_own_shard_only(
+    edit: Callable[[list[Pair]], list[Pair]],
+    at: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 3)
+    rows = cut(draw_pair(tmp_path, 1, "positive"), "--E---E-E-", 3)
+    write_rows(tmp_path, rows)
+    first = prepare(tmp_path, TINY.spec(), workers=1)
+    folder = prepared_folder(tmp_path, TINY.spec())
+    before = times(folder)
+    assert len(before) == 4 * 3
+    write_rows(tmp_path, edit(rows))
+    second = prepare(tmp_path, TINY.spec(), workers=1)
+    assert [row.pair for row in second.rows] == edit(rows)
+    after = times(folder)
+    disturbed = files_of(first.rows[at])
+    assert before.keys() - after.keys() == disturbed
+    assert len(after) == 4 * 3
+    assert {name for name in before if after.get(name) != before[name]} == disturbed
+
+
+def test_no_shard_grows_beyond_twice_its_mean_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 2)
+    write_rows(tmp_path, cut(draw_pair(tmp_path, 1, "positive"), "-----", 2))
+    rows = prepare(tmp_path, TINY.spec(), workers=1).rows
+    assert [row.position for row in rows] == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("left", [2, 0])
+def test_a_manifest_that_lost_rows_leaves_no_array_of_them_behind(
+    left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor an unfinished file, nor a numbered shard as they were before; all else stays."""
+    monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 1)
+    rows = [draw_pair(tmp_path, subject, "positive") for subject in range(3)]
+    write_rows(tmp_path, rows)
+    first = prepare(tmp_path, TINY.spec(), workers=1)
+    folder = prepared_folder(tmp_path, TINY.spec())
+    lost = first.rows[2].shard
+    for name in (f".{lost}.onset.npy.123.tmp", "7.onset.npy", ".7.json.123.tmp"):
+        shutil.copy(folder / f"{lost}.onset.npy", folder / name)
+    others = {"contact_sheet.png", "face.json", f"{lost}.txt", f"my {lost}.json"}
+    for name in others:
+        (folder / name).write_text("mine")
+    write_pairs(tmp_path / "pairs.csv", rows[:left])
+    before = times(folder)
+    assert open_prepared(tmp_path, TINY.spec()).rows == first.rows[:left]
+    assert times(folder) == before
+    assert prepare(tmp_path, TINY.spec(), workers=1).rows == first.rows[:left]
+    assert set(times(folder)) == files_of(*first.rows[:left]) | others
 
 
 def test_a_full_disk_is_told_and_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second shard's arrays are larger than a file may be."""
-    good = draw_pair(tmp_path, 1, "positive")
-    names = ["alone", "gone", "two", "by two"]
-    rows = [replace(good, clip=name) for name in names]
-    rows[1] = replace(rows[1], onset="gone.png")
+    rows = cut(draw_pair(tmp_path, 1, "positive"), "E--", 2)
     write_rows(tmp_path, rows)
+    folder = prepared_folder(tmp_path, TINY.spec())
+    folder.mkdir()
+    unlisted = f"{0:016x}.json"
+    (folder / unlisted).write_text("of an earlier manifest")
     full = subprocess.run(  # noqa: S603 - our own command
         preparing(tmp_path, 2, largest_file=20_000),
         capture_output=True,
@@ -174,15 +268,15 @@ def test_a_full_disk_is_told_and_keeps_what_is_finished(
         check=False,
     )
     assert full.returncode == 1
-    folder = prepared_folder(tmp_path, TINY.spec())
     told = full.stderr.rstrip().splitlines()[-1]
     assert "File too large; what is finished is kept" in told
-    assert str(folder / "1.onset.npy") in told
     before = times(folder)
-    assert set(before) == {"0.onset.npy", "0.flow.npy", "0.json"}
     monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 2)
     result = prepare(tmp_path, TINY.spec(), workers=1)
-    assert [row.pair.clip for row in result.rows] == ["alone", "two", "by two"]
+    assert [row.pair for row in result.rows] == rows
+    assert str(folder / f"{result.rows[1].shard}.onset.npy") in told
+    assert set(before) == {*files_of(result.rows[0]), unlisted}
+    del before[unlisted]
     assert times(folder).items() >= before.items()
 
 
@@ -203,10 +297,13 @@ def test_a_killed_run_keeps_what_is_finished_and_leaves_no_process(
     assert not _group_lives(run.pid)
     write_rows(tmp_path, [replace(good, clip=str(number)) for number in range(2)])
     folder = prepared_folder(tmp_path, TINY.spec())
-    before = times(folder)["0.json"]
+    before = times(folder)
     monkeypatch.setattr(training.data.prepare, "SHARD_PAIRS", 1)
-    assert len(prepare(tmp_path, TINY.spec(), workers=1).rows) == 2
-    assert times(folder)["0.json"] == before
+    rows = prepare(tmp_path, TINY.spec(), workers=1).rows
+    assert len(rows) == 2
+    after = times(folder)
+    for name in files_of(rows[0]):
+        assert after[name] == before[name]
 
 
 def _group_lives(group: int) -> bool:
@@ -236,15 +333,16 @@ def test_a_damaged_shard_is_made_again_and_leaves_no_scraps(tmp_path: Path) -> N
     first = prepare(tmp_path, spec, workers=1)
     arrays = first.arrays(first.rows[0])
     folder = prepared_folder(tmp_path, spec)
-    index = (folder / "0.json").read_bytes()
+    shard = first.rows[0].shard
+    index = (folder / f"{shard}.json").read_bytes()
     for name, damage in (("json", index[:40]), ("flow.npy", b"interrupted")):
-        (folder / f"0.{name}").write_bytes(damage)
+        (folder / f"{shard}.{name}").write_bytes(damage)
         with pytest.raises(ValueError, match="1 rows"):
             open_prepared(tmp_path, spec)
         again = prepare(tmp_path, spec, workers=1)
         for one, other in zip(arrays, again.arrays(again.rows[0]), strict=True):
             np.testing.assert_array_equal(one, other)
-        assert set(times(folder)) == {"0.flow.npy", "0.json", "0.onset.npy"}
+        assert set(times(folder)) == files_of(*first.rows)
 
 
 def test_other_rows_make_another_shard(tmp_path: Path) -> None:

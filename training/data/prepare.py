@@ -1,9 +1,13 @@
 """Manifest → prepared arrays: the slow part of preprocessing, done once.
 
-A prepared folder lies beside its manifest and holds shards of a few pairs. Shard 7 is
-`7.onset.npy` (n, S, S, 3) uint8, `7.flow.npy` (n, 2, S, S) float16 and, written last, `7.json` with
-its rows; a shard without its JSON does not exist. Face, alignment, flow and rigid motion come from
-`model.pipeline`, the code that serves; `training.data.sources` reads each kind of row.
+A prepared folder lies beside its manifest and holds shards of a few pairs, each named by a digest
+of its rows and of their files' sizes and times: `DIGEST.onset.npy` (n, S, S, 3) uint8,
+`DIGEST.flow.npy` (n, 2, S, S) float16 and, written last, `DIGEST.json` with its rows; a shard
+without its JSON does not exist. Where a shard ends is read from its rows' keys, not from their
+numbers, so a row that comes, goes or changes disturbs its own shard and not all that follow.
+`prepare` deletes the shards that the manifest no longer lists: a face that was taken out of it
+does not stay on disk. Face, alignment, flow and rigid motion come from `model.pipeline`, the code
+that serves; `training.data.sources` reads each kind of row.
 """
 
 import functools
@@ -11,7 +15,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,14 @@ from training.files import write_atomically
 __all__ = ["Prepared", "PreparedRow", "open_prepared", "prepare", "prepared_folder"]
 
 SHARD_PAIRS = 16
-"""Few, so that a small set keeps many cores busy and little is lost when a run is killed."""
+"""About so many in the mean, twice as many at most.
+
+Few, so that a small set keeps many cores busy and little is lost when a run is killed.
+"""
+_SHARD_FILE = re.compile(
+    r"(\.)?(?P<shard>[0-9a-f]{16}|[0-9]+)\.(?:onset\.npy|flow\.npy|json)(?(1)\.[0-9]+\.tmp)"
+)
+"""A shard's file, or the temporary file of one (`training.files`); shards once had numbers."""
 _NO_FACE = "no face was found"
 
 
@@ -41,7 +53,8 @@ class PreparedRow:
     pair: Pair
     motion: Motion
     """All NaN where nobody knows how far the face moved (`training.data.ready`)."""
-    shard: int
+    shard: str
+    """Its digest."""
     position: int
 
 
@@ -67,12 +80,15 @@ def prepare(
     `workers` processes share the work, one for each core when 0; `report` hears how many pairs
     are done, of how many. Rows whose files are missing, cannot be read or show no face are left
     out and named in `Prepared.dropped`; once a file is put right, its shard is prepared again.
+    When all is prepared, the files of shards that the manifest no longer lists are deleted from
+    the folder, and no others. So do not call it after a change while a training reads the folder.
     Raises: FileNotFoundError, ValueError for a bad manifest; OSError naming what cannot be
-    written, which leaves every finished shard as it is.
+    written, which leaves every finished shard as it is, or what cannot be deleted.
     """
     shards = _shards(manifest, spec)
+    folder = prepared_folder(manifest, spec)
     if shards:
-        shards[0].folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
     total = sum(len(shard.rows) for shard in shards)
     todo = [shard for shard in shards if shard.read_index() is None]
     done = total - sum(len(shard.rows) for shard in todo)
@@ -81,12 +97,24 @@ def prepare(
     for shard, _ in in_processes(work, todo, workers):
         done += len(shard.rows)
         report(done, total)
-    return Prepared(shards)
+    prepared = Prepared(shards)
+    _delete_unlisted(folder, {shard.digest for shard in shards})
+    return prepared
+
+
+def _delete_unlisted(folder: Path, listed: set[str]) -> None:
+    if not folder.is_dir():
+        return  # an empty manifest, never prepared
+    for path in sorted(folder.iterdir()):
+        found = _SHARD_FILE.fullmatch(path.name)
+        if found and found["shard"] not in listed:
+            path.unlink(missing_ok=True)
 
 
 def open_prepared(manifest: Path, spec: ModelSpec) -> "Prepared":
     """Open what `prepare` made, for those that must not prepare: many processes at once.
 
+    Nothing is written or deleted.
     Raises: FileNotFoundError; ValueError if it was prepared for other specs only, or a row is not
     prepared, or its files changed since.
     """
@@ -113,7 +141,6 @@ def open_prepared(manifest: Path, spec: ModelSpec) -> "Prepared":
 @dataclass(frozen=True, slots=True)
 class _Shard:
     folder: Path
-    number: int
     root: Path
     """Of the rows' paths."""
     rows: tuple[Pair, ...]
@@ -121,7 +148,7 @@ class _Shard:
     """Of the rows, and of their files' sizes and times when the manifest was read."""
 
     def path(self, kind: str) -> Path:
-        return self.folder / f"{self.number}.{kind}"
+        return self.folder / f"{self.digest}.{kind}"
 
     def read_index(self) -> dict[str, Any] | None:
         """Return the shard's JSON, or None when it must be made."""
@@ -132,18 +159,34 @@ class _Shard:
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None  # never finished, or damaged
-        return index if whole and index["digest"] == self.digest else None
+        return index if whole else None
 
 
 def _shards(manifest: Path, spec: ModelSpec) -> list[_Shard]:
     rows = read_pairs(manifest)
     folder = prepared_folder(manifest, spec)
     root = manifest_path(manifest).parent
-    chunks = (tuple(rows[at : at + SHARD_PAIRS]) for at in range(0, len(rows), SHARD_PAIRS))
-    return [
-        _Shard(folder, number, root, chunk, _digest(chunk, root))
-        for number, chunk in enumerate(chunks)
-    ]
+    return [_Shard(folder, root, chunk, _digest(chunk, root)) for chunk in _chunks(rows)]
+
+
+def _chunks(rows: Iterable[Pair]) -> Iterator[tuple[Pair, ...]]:
+    """Cut after the rows whose keys say so, which no other row's coming or going changes.
+
+    Only behind a chunk that was cut for its length may others move, up to the next such row.
+    """
+    chunk: list[Pair] = []
+    for pair in rows:
+        chunk.append(pair)
+        if _ends_shard(pair) or len(chunk) == 2 * SHARD_PAIRS:
+            yield tuple(chunk)
+            chunk = []
+    if chunk:
+        yield tuple(chunk)
+
+
+def _ends_shard(pair: Pair) -> bool:
+    first = hashlib.sha256(pair.key.encode()).digest()[:4]
+    return int.from_bytes(first, "big") % SHARD_PAIRS == 0
 
 
 def _digest(rows: Iterable[Pair], root: Path) -> str:
@@ -168,14 +211,14 @@ class Prepared:
         """In the manifest's order."""
         self.dropped: dict[str, str] = {}
         """Key of a pair that was left out → why."""
-        self._shards = {shard.number: shard for shard in shards}
+        self._shards = {shard.digest: shard for shard in shards}
         for shard in shards:
             index = shard.read_index()
             if index is None:
-                raise ValueError(f"shard {shard.number} of {shard.folder} is not prepared")
+                raise ValueError(f"shard {shard.digest} of {shard.folder} is not prepared")
             self.dropped |= index["dropped"]
             self.rows += [
-                PreparedRow(Pair(**row["pair"]), _motion_of(row["motion"]), shard.number, position)
+                PreparedRow(Pair(**row["pair"]), _motion_of(row["motion"]), shard.digest, position)
                 for position, row in enumerate(index["rows"])
             ]
 
@@ -226,7 +269,6 @@ def _prepare_shard(shard: _Shard, *, spec_json: str) -> None:
     for position, (_pair, made) in enumerate(kept):
         onsets[position], flows[position] = made.onset, made.flow
     index = {
-        "digest": shard.digest,
         "bytes": {
             kind: _write(shard.path(kind), _npy(array))
             for kind, array in (("onset.npy", onsets), ("flow.npy", flows))
