@@ -161,11 +161,19 @@ class RunConfig:
         return Labels(self.classes, self.label_map)
 
     def manifest(self, given: Path | None = None) -> Path:
-        """Return the manifest to read: the given one, or the config's. Raises: ValueError."""
+        """Return the manifest to read: the given one, or the config's.
+
+        Raises: ValueError, FileNotFoundError.
+        """
         if given is not None:
             return given
         if not self.pairs:
             raise ValueError("name a manifest: the config has no `pairs`")
+        if not Path(self.pairs).exists():
+            raise FileNotFoundError(
+                f"{self.pairs}, the config's manifest, is not here: name a MANIFEST, or make it by "
+                "`mfdan-train prepare --dataset NAME --root DIR` in this folder"
+            )
         return Path(self.pairs)
 
     def steps_for(self, rows: int) -> int:

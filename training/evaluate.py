@@ -145,7 +145,8 @@ def _answer(
 ) -> list[Answer]:
     """Run the served session on prepared pairs (their flow was rounded to half precision)."""
     answers: list[Answer] = []
-    for start in track(range(0, len(rows), _BATCH), "answer", console=console):
+    starts = range(0, len(rows), _BATCH)
+    for start in track(starts, "answer", console=console, disable=not console.is_terminal):
         batch = rows[start : start + _BATCH]
         inputs = [network_inputs(*prepared.arrays(row), session.spec) for row, _label in batch]
         image, flow = (np.stack(part) for part in zip(*inputs, strict=True))

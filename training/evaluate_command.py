@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - see above
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "evaluate"]
 
+_FEW_PEOPLE = 5
+"""Fewer make gates that fit them alone."""
 LabelsOption = Annotated[
     Path | None,
     typer.Option(
@@ -95,12 +98,12 @@ def _name_of(manifest: Path) -> str:
 
 
 def _show(result: "Evaluation", console: Console) -> None:
-    result.forced.show(console, "Every clip forced to one class")
+    result.forced.show(console, "Every clip forced to one class", "all clips")
     title = f"Where the service answers: {result.coverage:.1%} of the clips"
     if result.answered is None:
         console.print(Text(f"{title}, so there is nothing to score", style="bold"))
     else:
-        result.answered.show(console, title)
+        result.answered.show(console, title, "clips that are answered")
     table = Table("clips", "group", title="abstained")
     for name in ("share", "95 % interval", "clips", "people"):
         table.add_column(name, justify="right")
@@ -140,7 +143,14 @@ def calibrate(
     console = Console()
     console.print(f"motion gate {chosen.motion_gate_px:.3f} px")
     console.print(f"abstention threshold {chosen.abstention_threshold:.3f}")
+    without = chosen.nothing_abstains
     console.print(
-        f"on {chosen.pairs} pairs, {chosen.genuine_abstain:.1%} of those with an expression "
-        f"abstain, {chosen.nothing_abstains:.1%} of those without"
+        f"on {chosen.pairs} clips, {chosen.genuine_abstain:.1%} of those with an expression abstain"
+        + ("" if math.isnan(without) else f", {without:.1%} of those without")
     )
+    people = len({pair.person for pair in answered.scored.pairs})
+    if people < _FEW_PEOPLE:
+        console.print(
+            f"{people} people are few to choose gates on: raise the config's val_fraction",
+            style="yellow",
+        )

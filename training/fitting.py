@@ -116,6 +116,7 @@ class _Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("fit", total=steps, loss=0.0, seconds=0.0)
         self._loss = self._seconds = 0.0

@@ -102,7 +102,7 @@ def _prepare_manifest(manifest: Path, spec: "ModelSpec", workers: int) -> None:
     sheet = prepared_folder(manifest, spec) / SHEET_FILE
     prepared_sheet(prepared, spec, sheet)
     console = Console()
-    dropped = {"without face or file": _by_dataset(prepared.dropped)}
+    dropped = {"not prepared": _by_dataset(prepared.dropped)}
     console.print(summary_table([row.pair for row in prepared.rows], dropped))
     console.print(f"to look at: {sheet}", highlight=False, soft_wrap=True)
 
@@ -120,7 +120,7 @@ def _prepare_dataset(loaded: "Loaded", out: Path, spec: "ModelSpec", workers: in
     for note in loaded.notes:
         log.print(note, highlight=False, markup=False, soft_wrap=True)
     if loaded.dropped:
-        log.print(f"{len(loaded.dropped)} clips are not loaded:")
+        log.print(f"not loaded: {len(loaded.dropped)}")
         for row in loaded.dropped:
             log.print(f"  {row.where}: {row.why}", highlight=False, markup=False, soft_wrap=True)
     manifest = load_into(out, loaded)
@@ -130,7 +130,7 @@ def _prepare_dataset(loaded: "Loaded", out: Path, spec: "ModelSpec", workers: in
     console = Console()
     left_out = {
         "not loaded": Counter(row.dataset for row in loaded.dropped),
-        "without face or file": _by_dataset(prepared.dropped),
+        "not prepared": _by_dataset(prepared.dropped),
     }
     console.print(summary_table([row.pair for row in prepared.rows], left_out))
     for name in (manifest.name, "dropped.csv", SHEET_FILE):

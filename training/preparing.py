@@ -103,7 +103,7 @@ def prepare_pairs_folder(
     with ClipProgress("prepare", console) as progress:
         prepared = prepare(manifest, spec, workers=workers, report=progress)
     if prepared.dropped:
-        console.print(f"{len(prepared.dropped)} pairs are left out:")
+        console.print(f"left out: {len(prepared.dropped)}")
         for clip, reason in sorted(prepared.dropped.items()):
             console.print(f"  {clip}: {reason}", highlight=False, markup=False, soft_wrap=True)
     return prepared
@@ -113,9 +113,12 @@ def load_into(out: Path, loaded: Loaded) -> Path:
     """Write what was loaded of a data set into a folder; return the manifest.
 
     Beside `pairs.csv` stands `dropped.csv`, so that a set can be checked against its paper.
-    Raises: OSError; ValueError if nothing was loaded.
+    Raises: OSError; ValueError if nothing was loaded, or if the folder holds somebody's own
+    manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if (out / PAIRS_FILE).exists() and not (out / DROPPED_FILE).exists():
+        raise ValueError(f"{out / PAIRS_FILE} is not from a data set's loader: give another --out")
     write_dropped(out, loaded, {})
     if not loaded.pairs:
         raise ValueError(

@@ -117,10 +117,10 @@ class ScoreTable:
         except (AttributeError, KeyError, TypeError, ValueError) as fault:
             raise ValueError("not a table of scores that mfdan-train wrote") from fault
 
-    def show(self, console: Console, title: str) -> None:
-        """Print the pooled scores, those of each data set and class, and the confusions."""
+    def show(self, console: Console, title: str, caption: str = "pooled over all folds") -> None:
+        """Print the scores over all clips, of each data set and class, and the confusions."""
         console.print(Text(title, style="bold"))
-        console.print(_scores_of("pooled over all folds", self._in("all")))
+        console.print(_scores_of(caption, self._in("all")))
         datasets = self._in("dataset:")
         if len(datasets) > len(_POOLED):
             console.print(_scores_of("by data set", datasets))
@@ -143,15 +143,16 @@ class ScoreTable:
 def _scores_of(title: str, rows: Sequence[ScoreRow]) -> Table:
     table = Table(title=title)
     groups = ["", "metric"] if any(row.group != "all" for row in rows) else ["metric"]
-    for name in (*groups, "mean ± sd", "95 % interval", "clips", "people", "seeds"):
+    value = "value" if all(len(row.seeds) == 1 for row in rows) else "mean ± sd"
+    for name in (*groups, value, "95 % interval", "clips", "people", "seeds"):
         table.add_column(name, justify="left" if name in groups else "right")
     for row in rows:
         names = (row.group.partition(":")[2], row.metric)[-len(groups) :]
         spread = "" if math.isnan(row.sd) else f" ± {row.sd:.3f}"
         table.add_row(
             *map(Text, names),
-            f"{row.value:.3f}{spread}",
-            f"{row.low:.3f} – {row.high:.3f}",
+            f"{row.value:.3f}{spread}" if row.clips else "–",
+            "–" if math.isnan(row.low) else f"{row.low:.3f} – {row.high:.3f}",
             *map(str, (row.clips, row.people, len(row.seeds))),
         )
     return table
@@ -296,7 +297,8 @@ def _row(
 ) -> ScoreRow:
     """Sum up a metric by seed (S,) and by resample and seed (R, S); `size` is clips, people."""
     known = by_seed[~np.isnan(by_seed)]
-    low, high = interval(mean_of_known(drawn))
+    # One person drawn again and again shows no spread, which is not to be taken for certainty.
+    low, high = interval(mean_of_known(drawn)) if size[1] > 1 else (math.nan, math.nan)
     return ScoreRow(
         metric=name[0],
         group=name[1],

@@ -148,3 +148,11 @@ def test_a_person_under_two_names_is_not_trained_on_and_held_out(
     options = ["--config", tmp_path / "tiny.toml", "--out", tmp_path / "run"]
     assert_one_line(run("fit", tmp_path, *options), "drawn/0 = drawn/000")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_that_is_not_made_yet_says_how_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("fit", "--config", "casme2.toml", "--out", tmp_path / "run")
+    assert_one_line(result, "data/casme2", "mfdan-train prepare --dataset")

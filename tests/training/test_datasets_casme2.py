@@ -311,3 +311,13 @@ def test_a_summary_counts_labels_people_and_dropped_rows(tree: Casme2) -> None:
     (row,) = summary(load(tree))
     assert (row.dataset, row.clips, row.people, row.dropped) == ("casme2", 4, 2, 1)
     assert list(row.labels.items()) == [("others", 2), ("disgust", 1), ("happiness", 1)]
+
+
+@pytest.mark.parametrize("apex", [0, -1, "-1"])
+def test_an_apex_of_nothing_is_none_annotated_and_may_be_the_middle(
+    tree: Casme2, apex: object
+) -> None:
+    tree.add(clip="EP02_01f", apex=apex)
+    assert "apex" in why(load(tree))
+    (pair,) = load(tree, missing_apex="middle").pairs
+    assert pair.apex != pair.onset

@@ -106,6 +106,8 @@ def test_a_full_disk_loses_no_finished_fold(
     shutil.copytree(plain / "mfdan", out / "mfdan")
     shutil.rmtree(out / "mfdan" / "folds" / "seed-2")
     before = finished(out)
+    big = replace(SMALL, checkpoint_every=1)  # what is written after each step is over the limit
+    toml.write_text(as_toml(big))
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     with start(pairs_folder, "--config", toml, "--out", out, before=limit) as process:
         _out, err = process.communicate(timeout=100)

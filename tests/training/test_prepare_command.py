@@ -136,6 +136,19 @@ def test_options_that_do_not_go_together_are_told(
     assert told in result.stderr
 
 
+def test_somebody_s_own_manifest_is_not_overwritten(
+    tree: Path, config: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "pairs.csv").write_text("mine")
+    words = ("prepare", "--dataset", "casme2", "--root", tree, "--out", own, "--config", config)
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "give another --out" in result.stderr
+    assert (own / "pairs.csv").read_text() == "mine"
+
+
 def test_neither_manifest_nor_data_set_is_told_in_one_line(config: Path) -> None:
     result = run("prepare", "--config", config)
     assert result.exit_code == 1

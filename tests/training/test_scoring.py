@@ -351,3 +351,13 @@ def test_scores_by_data_set_are_printed_where_there_is_more_than_one() -> None:
     only = [row for row in two_seeds() if row.dataset == "samm"]
     assert "by data set" not in shown(score(only, CLASSES))
     assert "by data set" in shown(score(two_seeds(), CLASSES))
+
+
+def test_one_person_has_no_interval() -> None:
+    """Drawn again and again they show no spread, which is not certainty."""
+    rows = [prediction(f"d/1/{clip}", clip % 3, clip % 2) for clip in range(9)]
+    table = score(rows, CLASSES)
+    assert math.isnan(table.row("uf1", "all").low)
+    console = Console(file=io.StringIO(), width=120)
+    table.show(console, "one")
+    assert "nan" not in console.file.getvalue()

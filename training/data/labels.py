@@ -59,5 +59,5 @@ class Labels:
             more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
             raise ValueError(
                 f"labels outside the class map: {named}{more} (classes: "
-                f'{", ".join(self.classes)}; label_map takes others to a class, or to "")'
+                f'{", ".join(self.classes)}; a --config\'s label_map takes others to one, or to "")'
             )

@@ -33,7 +33,7 @@ class BadRow:
 
     def __str__(self) -> str:
         where = f"line {self.line}, {self.clip}" if self.line else "the manifest"
-        return f"{where}: {self.reason}"
+        return f"{where}: {self.reason.removeprefix(f'{self.clip}: ')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,15 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         yield building
         if out.exists():
             out.rename(old)
-        building.rename(out)
+        try:
+            building.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_replaceable(out: Path) -> None:

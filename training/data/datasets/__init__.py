@@ -52,7 +52,7 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
-    root = root.expanduser().absolute()
+    root = root.expanduser().resolve()
     if not root.is_dir():
         fault = NotADirectoryError if root.exists() else FileNotFoundError
         raise fault(f"the root {root} is no folder")

@@ -149,6 +149,8 @@ def _pair(
     offset = _number(clip.offset, "offset")
     if apex is None:
         apex = _number(clip.apex, "apex")
+        if apex is not None and apex <= 0 < onset:
+            apex = None  # 0 and -1 stand for "not annotated" in some hands
     _check_length(onset, apex if offset is None else offset, longest)
     frames = frames_of(clip.folder)
     is_middle = apex is None
