@@ -1,12 +1,12 @@
 """The folder of one method of a run: what lies where, and whether it may be gone on with.
 
-RUN/<method>/run.json                               what the run is, written before any fold
-            /folds/seed-<s>/<fold>.json             one finished fold; written last
-            /folds/seed-<s>/<fold>.attention.npz    of the same fold: one array for each clip
-            /work/seed-<s>/<fold>/                  a fold in training; gone once it is finished
-            /tensorboard/seed-<s>/<fold>/           its curves, for TensorBoard
-            /predictions.csv, scores.json           once all folds are there
-            /oracle.csv                             likewise, with --oracle-epoch only
+RUN/<method>/ run.json                              what the run is, written before any fold
+             folds/seed-<s>/<fold>.json             one finished fold; written last
+             folds/seed-<s>/<fold>.attention.npz    of the same fold: one array for each clip
+             work/seed-<s>/<fold>/                  a fold in training; gone once it is finished
+             tensorboard/seed-<s>/<fold>/           its curves, for TensorBoard
+             predictions.csv, scores.json           once all folds are there
+             oracle.csv                             likewise, with --oracle-epoch only
 """
 
 import fcntl
