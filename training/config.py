@@ -15,7 +15,7 @@ from model.spec import DEFAULT_FLOW, Alignment, FlowMethod, ModelSpec, Normalisa
 from training.data.labels import Labels
 from training.data.pairs import Holdout
 
-__all__ = ["METHODS", "Method", "RunConfig", "Tuning", "load_config"]
+__all__ = ["EITHER", "METHODS", "Method", "RunConfig", "Tuning", "load_config"]
 
 Method = Literal["mfdan", "majority", "svm", "ststnet"]
 METHODS: tuple[Method, ...] = ("mfdan", "majority", "svm", "ststnet")
@@ -252,12 +252,13 @@ def _override(document: dict[str, Any], overrides: Mapping[str, Any]) -> dict[st
             if not isinstance(place, dict):
                 raise ValueError(f"{table}: must be a table")  # noqa: TRY004 - the user's fault
         place[name] = value
-        if name in _EITHER:
-            place.pop(_EITHER[name], None)
+        if name in EITHER:
+            place.pop(EITHER[name], None)
     return document
 
 
-_EITHER = {"steps": "epochs", "epochs": "steps"}
+EITHER = {"steps": "epochs", "epochs": "steps"}
+"""Each field takes the other's place."""
 
 
 def _faults(error: ValidationError) -> str:

@@ -186,7 +186,7 @@ class _Bar:
 def _progress(total: int, before: int, console: Console) -> Iterator[_Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console) as progress:
+    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
         yield _Bar(progress, total, before)
 
 

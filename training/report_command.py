@@ -43,7 +43,8 @@ def report(
     from training.report.page import write_report
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    log = Console(stderr=True)
+    with Progress(*columns, console=log, disable=not log.is_terminal) as progress:
         tasks = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import RunConfig
+from training.config import EITHER, RunConfig
 from training.data.dataset import class_indices
 from training.divergence import Diverged
 from training.files import write_text_atomically
@@ -32,7 +32,6 @@ _FIXED = frozenset(
     }
 )
 """What a search must not vary: the data, what is compared, or what does not change the outcome."""
-_EITHER = {"steps": "epochs", "epochs": "steps"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +78,8 @@ def _with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         if not isinstance(place, dict) or name not in place:
             raise ValueError(f"tune.grid: there is no field {field}")
         place[name] = value
-        if field in _EITHER:
-            document[_EITHER[field]] = None
+        if field in EITHER:
+            document[EITHER[field]] = None
     try:
         return RunConfig.from_json(json.dumps(document))
     except ValueError as fault:
