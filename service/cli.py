@@ -1,6 +1,7 @@
 """The command `mfdan`: serve, predict, models, doctor."""
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import platform
@@ -73,16 +74,7 @@ def serve(
     """Serve the HTTP API until interrupted."""
     settings = _settings(host=host, port=port, model=model)
     sessions = _sessions(settings)
-    say = Console(stderr=True)
-    for warning in _serve_warnings(settings, sessions):
-        say.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
-    names = ", ".join(sessions)
-    say.print(
-        f"mfdan {version('mfdan')} serves {names} on http://{settings.host}:{settings.port} "
-        f"(documentation: /docs)",
-        highlight=False,
-    )
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings, partial(Engine.open, sessions=sessions)),
         host=settings.host,
         port=settings.port,
@@ -91,6 +83,23 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=settings.drain_timeout_s,
     )
+    listener = config.bind_socket()  # first, because port 0 has no number before
+    say = Console(stderr=True)
+    for warning in _serve_warnings(settings, sessions):
+        say.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+    names = ", ".join(sessions)
+    place = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{place}:{listener.getsockname()[1]}"
+    say.print(
+        f"mfdan {version('mfdan')} serves {names} on {address} (documentation: /docs)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    if not server.started:
+        raise typer.Exit(1)
 
 
 @app.command()

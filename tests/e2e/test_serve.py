@@ -1,5 +1,6 @@
 """The command `mfdan serve` as an operator meets it: a process, a port, signals."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -22,16 +23,9 @@ less, on a loaded machine it says nothing of the process. A start that sleeps wo
 BUNDLED = Settings().models_dir
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
-def serving_process(folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = free_port()
-    environment = {"MFDAN_MODELS_DIR": str(folder), "MFDAN_PORT": str(port), **variables}
+def serving_process(folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {"MFDAN_MODELS_DIR": str(folder), "MFDAN_PORT": "0", **variables}
     process = subprocess.Popen(
         [sys.executable, "-c", "from service.cli import app; app()", "serve"],
         env={"PATH": "", **environment},
@@ -41,10 +35,24 @@ def serving_process(folder: Path, **variables: str) -> Iterator[tuple[subprocess
         text=True,
     )
     try:
-        yield process, f"http://127.0.0.1:{port}"
+        yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Return where the process says that it serves, once it is ready."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"serves (\S+) on (\S+)", line):
+            url = found[2]
+            break
+    else:
+        raise AssertionError(f"it ended with {process.wait()} before it had an address")
+    wait_for(lambda: process.poll() is not None or is_ready(url))
+    assert process.poll() is None, process.communicate()
+    return url
 
 
 def is_ready(url: str) -> bool:
@@ -65,23 +73,22 @@ def test_a_process_is_ready_within_its_processor_time_answers_and_stops_at_a_sig
     folder: Path,
 ) -> None:
     pictures = Pictures()
-    with serving_process(folder) as (process, url):
-        wait_for(lambda: is_ready(url))
+    with serving_process(folder) as process:
+        url = address(process)
         assert metric(url, "mfdan_process_cpu_seconds_total") < READY_WITHIN_CPU_S
         body = httpx2.post(f"{url}/predict", files=pictures.pair).json()
         assert len(body["faces"]) == 1
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
     assert process.returncode in {0, -signal.SIGTERM}
-    assert f"serves tiny on {url}" in err
     assert "Traceback" not in err
     assert body["request_id"] in out
 
 
 def test_the_bundled_model_is_ready_within_its_processor_time_and_abstains_on_one_frame() -> None:
     pictures = Pictures()
-    with serving_process(BUNDLED) as (_, url):
-        wait_for(lambda: is_ready(url))
+    with serving_process(BUNDLED) as process:
+        url = address(process)
         assert metric(url, "mfdan_process_cpu_seconds_total") < READY_WITHIN_CPU_S
         files = {"onset": pictures.onset, "apex": pictures.onset}
         (face,) = httpx2.post(f"{url}/predict", files=files).json()["faces"]
@@ -97,8 +104,8 @@ def test_a_request_under_way_is_answered_although_the_process_was_told_to_stop(
     files = [("onset", pictures.onset)] * 16 + [("apex", pictures.smile)] * 16
     request = httpx2.Request("POST", "http://127.0.0.1/predict/batch", files=files)
     body = request.read()
-    with serving_process(folder, MFDAN_WORKER_THREADS="1") as (process, url):
-        wait_for(lambda: is_ready(url))
+    with serving_process(folder, MFDAN_WORKER_THREADS="1") as process:
+        url = address(process)
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
             connection.settimeout(30)
             head = "POST /predict/batch HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
@@ -125,6 +132,6 @@ def test_a_port_in_use_ends_the_process(folder: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        with serving_process(folder, MFDAN_PORT=port) as (process, _):
+        with serving_process(folder, MFDAN_PORT=port) as process:
             process.communicate(timeout=20)
             assert process.returncode != 0
