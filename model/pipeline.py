@@ -98,14 +98,23 @@ class Preprocessor:
             # One more than asked for: a caller should know that somebody was left out.
             faces = self._finder.find(onset, max_faces + 1)
         more = len(faces) > max_faces
-        pairs = [self._align_face(onset, apex, face, more_faces=more) for face in faces[:max_faces]]
+        pairs = [self.align_face(onset, apex, face, more_faces=more) for face in faces[:max_faces]]
         for pair in pairs[:1]:
             pair.timings_ms.update(timings)
         return pairs
 
-    def _align_face(
-        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], face: Face, *, more_faces: bool
+    def align_face(
+        self,
+        onset: NDArray[np.uint8],
+        apex: NDArray[np.uint8],
+        face: Face,
+        *,
+        more_faces: bool = False,
     ) -> AlignedPair:
+        """Align both frames to one face of the onset, and compute its flow.
+
+        Convention: as `align_pair`, which checks the sizes; `more_faces` is noted in the quality.
+        """
         size = self.spec.input_size
         timings: dict[str, float] = {}
         with _timed(timings, "align"):
