@@ -1,4 +1,4 @@
-"""The way of one pair, for one ModelSpec: frames → aligned pair → network inputs → verdict.
+"""The way of one pair, for one ModelSpec: frames → aligned pair → network inputs.
 
 Training and serving both walk it through these functions.
 """
@@ -14,35 +14,20 @@ from numpy.typing import NDArray
 
 from model.errors import FrameSizeMismatch
 from model.face import Face, FaceFinder, align, eye_centres, similarity_transform
-from model.flow import compute_flow, magnitude, remove_rigid_motion, to_grey
+from model.flow import compute_flow, to_grey
 from model.magnify import magnify
+from model.movement import Motion, residual_motion
 from model.spec import ModelSpec
 from model.tensors import flow_tensor, image_tensor
 
 __all__ = [
     "AlignedPair",
-    "Motion",
     "Preprocessor",
     "Quality",
-    "Verdict",
-    "judge",
     "network_inputs",
-    "residual_motion",
 ]
 
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Motion:
-    """How far the face moved from onset to apex, in pixels of the aligned crop."""
-
-    mean_px: float
-    """Mean residual motion inside the face's outline, the head's own motion removed."""
-    p95_px: float
-    """95th percentile of the same; the motion gate reads it."""
-    head_px: float
-    """Mean motion of the head, which was removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,22 +126,6 @@ class Preprocessor:
         )
 
 
-def residual_motion(
-    total: FloatArray, face: NDArray[np.bool_] | None = None
-) -> tuple[FloatArray, Motion]:
-    """Remove the head's motion from a flow, and measure what is left inside the face.
-
-    Convention: total is (2, H, W) in pixels of the crop; face is the (H, W) mask of the face,
-    everything when None or empty. Returns the residual flow (2, H, W). Raises: ShapeError.
-    """
-    flow, head = remove_rigid_motion(total, face)
-    moved = magnitude(flow)
-    if face is not None and face.any():
-        moved = moved[face]
-    mean, p95 = float(moved.mean()), float(np.percentile(moved, 95))
-    return flow, Motion(mean_px=mean, p95_px=p95, head_px=head.mean_px)
-
-
 @contextmanager
 def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -204,30 +173,3 @@ def network_inputs(
     """
     factor = spec.magnification if alpha is None else alpha
     return image_tensor(magnify(onset, flow, factor)), flow_tensor(flow, spec.normalisation)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is answered for one face."""
-
-    label: str
-    """The likeliest class, also when the answer abstains."""
-    probabilities: dict[str, float]
-    abstained: bool
-    reason: str | None
-    """`no_movement`, `low_confidence`, or None when the answer stands."""
-
-
-def judge(spec: ModelSpec, probabilities: FloatArray, motion: Motion) -> Verdict:
-    """Turn the (K,) probabilities of one pair into a verdict.
-
-    The gate reads the raw motion: normalised, a near-static pair would look like an expression.
-    """
-    by_class = dict(zip(spec.classes, map(float, probabilities), strict=True))
-    label = max(by_class, key=by_class.__getitem__)
-    reason = None
-    if motion.p95_px < spec.motion_gate_px:
-        reason = "no_movement"
-    elif by_class[label] < spec.abstention_threshold:
-        reason = "low_confidence"
-    return Verdict(label, by_class, reason is not None, reason)

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from model.decode import Limits, decode_image
 from model.errors import InputError, ModelError, ModelNotFound
 from model.face import FaceFinder
-from model.pipeline import AlignedPair, Preprocessor, Verdict, judge, network_inputs
+from model.pipeline import AlignedPair, Preprocessor, network_inputs
 from model.regions import RegionMotion, region_motions
 from model.session import Session
 from model.spec import ModelSpec
+from model.verdict import Verdict, judge
 from service.batcher import Batcher, Closed, OnBatch, QueueFull
 from service.settings import Settings
 

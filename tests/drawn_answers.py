@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tiny_model import tiny_spec, write_tiny_model
 
-from model.pipeline import Motion
+from model.movement import Motion
 from training.config import RunConfig
 from training.data.pairs import Pair
 from training.data.prepare import PreparedRow

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from model.pipeline import Verdict, judge, network_inputs
+from model.pipeline import network_inputs
 from model.session import Session
 from model.spec import ModelSpec, Score, spec_path
+from model.verdict import Verdict, judge
 from training.data.labels import Labels
 from training.data.pairs import NOTHING, SYNTH_NOTE, Pair, manifest_path, read_pairs
 from training.data.prepare import Prepared, PreparedRow

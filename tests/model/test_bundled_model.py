@@ -7,8 +7,9 @@ import pytest
 from drawn_face import draw_face
 
 import model
-from model.pipeline import Preprocessor, Verdict, judge, network_inputs
+from model.pipeline import Preprocessor, network_inputs
 from model.session import Session
+from model.verdict import Verdict, judge
 
 WEIGHTS = Path(model.__path__[0]) / "weights"
 ONNX = WEIGHTS / "mfdan-synthetic.onnx"

@@ -5,7 +5,7 @@ import pytest
 from drawn_face import background, draw_face
 
 from model.errors import FrameSizeMismatch
-from model.pipeline import Motion, Preprocessor, judge, network_inputs
+from model.pipeline import Preprocessor, network_inputs
 from model.spec import ModelSpec, Provenance
 
 SPEC = ModelSpec(
@@ -13,12 +13,9 @@ SPEC = ModelSpec(
     version="1",
     classes=("negative", "positive", "surprise"),
     provenance=Provenance(data="none", licence="MIT", training_commit="abc"),
-    motion_gate_px=0.2,
-    abstention_threshold=0.5,
 )
 PREPROCESSOR = Preprocessor(SPEC)
 STILL = draw_face()
-CALM, MOVED = Motion(0.0, 0.1, 0.0), Motion(0.3, 1.0, 0.2)
 
 
 def test_raised_brows_flow_upwards_above_the_eyes_and_nowhere_else() -> None:
@@ -96,28 +93,3 @@ def test_preprocessing_twice_gives_the_same_bits() -> None:
     first, second = (Preprocessor(SPEC).align_pair(STILL, smiling)[0] for _ in range(2))
     np.testing.assert_array_equal(first.flow, second.flow)
     np.testing.assert_array_equal(first.onset, second.onset)
-
-
-def test_a_confident_answer_on_a_moving_face_stands() -> None:
-    verdict = judge(SPEC, np.float32([0.1, 0.7, 0.2]), MOVED)
-    assert (verdict.label, verdict.abstained, verdict.reason) == ("positive", False, None)
-    assert verdict.probabilities == pytest.approx(
-        {"negative": 0.1, "positive": 0.7, "surprise": 0.2}
-    )
-
-
-def test_nothing_moved_abstains_however_confident_the_network() -> None:
-    verdict = judge(SPEC, np.float32([0.0, 1.0, 0.0]), CALM)
-    assert (verdict.abstained, verdict.reason) == (True, "no_movement")
-
-
-def test_low_confidence_abstains() -> None:
-    verdict = judge(SPEC, np.float32([0.35, 0.45, 0.2]), MOVED)
-    assert (verdict.label, verdict.reason) == ("positive", "low_confidence")
-
-
-def test_an_uncalibrated_spec_abstains_only_when_nothing_can_have_moved() -> None:
-    fresh = ModelSpec(name="fresh", version="1", classes=SPEC.classes, provenance=SPEC.provenance)
-    rows = np.float32([0.3, 0.4, 0.3])
-    assert not judge(fresh, rows, CALM).abstained
-    assert judge(fresh, rows, Motion(0.0, 0.0, 0.0)).reason == "no_movement"

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.pipeline import Motion
+from model.movement import Motion
 from training.data.labels import Labels
 from training.data.pairs import Pair
 from training.data.prepare import PreparedRow

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from model.errors import BadFlow, ImageTooSmall, InputError, NotAnImage
 from model.face import FaceFinder, align, similarity_transform
 from model.flow import compute_flow, magnitude, remove_rigid_motion, to_grey
-from model.pipeline import Preprocessor, judge, network_inputs
+from model.pipeline import Preprocessor, network_inputs
+from model.verdict import judge
 from training.data.pairs import Pair
 from training.data.ready import PICTURE_SPAN, ReadyPair, read_face, read_flow, ready_pair
 from training.data.sources import read_ready

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.pipeline import AlignedPair, Motion, Preprocessor
+from model.movement import Motion
+from model.pipeline import AlignedPair, Preprocessor
 from model.spec import ModelSpec
 from training.data.pairs import Pair, manifest_path, read_pairs
 from training.data.processes import in_processes

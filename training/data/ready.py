@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.decode import Limits, decode_image
 from model.errors import BadFlow
-from model.pipeline import Motion, residual_motion
+from model.movement import Motion, residual_motion
 
 __all__ = ["PICTURE_SPAN", "ReadyPair", "read_face", "read_flow", "ready_pair"]
 

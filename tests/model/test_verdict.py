@@ -1,0 +1,49 @@
+"""What is answered, and everything that speaks against it."""
+
+import numpy as np
+import pytest
+
+from model.movement import Motion
+from model.spec import ModelSpec, Provenance
+from model.verdict import judge
+
+SPEC = ModelSpec(
+    name="tiny",
+    version="1",
+    classes=("negative", "positive", "surprise"),
+    provenance=Provenance(data="none", licence="MIT", training_commit="abc"),
+    motion_gate_px=0.2,
+    abstention_threshold=0.5,
+)
+CALM, MOVED = Motion(0.0, 0.1, 0.0), Motion(0.3, 1.0, 0.2)
+
+
+def test_a_confident_answer_on_a_moving_face_stands() -> None:
+    verdict = judge(SPEC, np.float32([0.1, 0.7, 0.2]), MOVED)
+    assert (verdict.label, verdict.abstained, verdict.reason) == ("positive", False, None)
+    assert verdict.probabilities == pytest.approx(
+        {"negative": 0.1, "positive": 0.7, "surprise": 0.2}
+    )
+
+
+def test_nothing_moved_abstains_however_confident_the_network() -> None:
+    verdict = judge(SPEC, np.float32([0.0, 1.0, 0.0]), CALM)
+    assert (verdict.abstained, verdict.reason) == (True, "no_movement")
+
+
+def test_low_confidence_abstains() -> None:
+    verdict = judge(SPEC, np.float32([0.35, 0.45, 0.2]), MOVED)
+    assert (verdict.label, verdict.reason) == ("positive", "low_confidence")
+
+
+def test_all_reasons_are_told_and_the_first_is_the_reason() -> None:
+    verdict = judge(SPEC, np.float32([0.35, 0.45, 0.2]), CALM)
+    assert verdict.reasons == ("no_movement", "low_confidence")
+    assert verdict.reason == "no_movement"
+
+
+def test_an_uncalibrated_spec_abstains_only_when_nothing_can_have_moved() -> None:
+    fresh = ModelSpec(name="fresh", version="1", classes=SPEC.classes, provenance=SPEC.provenance)
+    rows = np.float32([0.3, 0.4, 0.3])
+    assert not judge(fresh, rows, CALM).abstained
+    assert judge(fresh, rows, Motion(0.0, 0.0, 0.0)).reason == "no_movement"
