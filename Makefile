@@ -58,7 +58,7 @@ $(VENV)/.serve: $(PINS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(PINS) | $(BIN)/python
-	$(INSTALL) -e '.[cpu,train,ray,test]'
+	$(INSTALL) -e '.[cpu,offline,train,ray,test]'
 	@touch $@ $(VENV)/.serve
 
 $(BIN)/python:
