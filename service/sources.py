@@ -1,0 +1,238 @@
+"""What `mfdan score` has to score: folders, files and patterns → clips and pairs of pictures."""
+
+import csv
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["BadArgument", "Found", "Source", "Stamp", "find_sources", "is_clip"]
+
+Stamp = tuple[tuple[int, int], ...]
+"""Size in bytes and time of change in nanoseconds of each file of a source."""
+
+_HEAD_BYTES = 32
+_SIGNATURES: tuple[tuple[int, bytes], ...] = (
+    *((4, atom) for atom in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+    (0, b"\x1a\x45\xdf\xa3"),
+    (8, b"AVI "),
+    (0, b"GIF8"),
+)
+_WEBP_FLAGS = 20
+_WEBP_ANIMATED = 0x02
+_CLIP_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+_PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+_PAIR = ("onset", "apex")
+
+
+class BadArgument(ValueError):
+    """What was given on the command line names nothing that can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One clip, or one pair of pictures."""
+
+    names: tuple[str, ...]
+    """Of its one or two files, relative to the folder that holds all that was asked for."""
+    paths: tuple[Path, ...]
+    fault: str = ""
+    """Why it cannot be scored, when that is known before its files are read."""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is an onset and an apex."""
+        return len(self.paths) == len(_PAIR)
+
+    def stamp(self) -> Stamp:
+        """Return what changes when a file does. Raises: OSError."""
+        found = [path.stat() for path in self.paths]
+        return tuple((one.st_size, one.st_mtime_ns) for one in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is to score, in order of names, each once."""
+
+    sources: tuple[Source, ...]
+    skipped: int
+    """Files that are neither clips nor pictures of a pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A source before it has its names."""
+
+    paths: tuple[Path, ...]
+    fault: str = ""
+
+
+def find_sources(
+    arguments: Sequence[str], manifest: Path | None = None, ignored: Iterable[Path] = ()
+) -> Found:
+    """Find what folders, files and patterns hold, and what a manifest lists.
+
+    A folder is walked in order of names, without hidden files, following links but no circle of
+    them. A file is a clip when its first bytes or its name say so; `ignored` files are not looked
+    at. A folder's pictures `onset.*` and `apex.*` are a pair. Raises: BadArgument.
+    """
+    bases: list[Path] = []
+    items: list[_Item] = []
+    skipped = 0
+    unwanted = {_absolute(path) for path in ignored}
+    for argument in arguments:
+        base, paths = _expanded(argument)
+        bases.append(base)
+        for found in (_look_at(path, unwanted) for path in paths):
+            items += found[0]
+            skipped += found[1]
+    if manifest is not None:
+        bases.append(_absolute(manifest).parent)
+        items += _read_manifest(manifest)
+    if not bases:
+        return Found((), 0)
+    shared = os.path.commonpath(bases)
+    sources = {source.names: source for source in (_named(item, shared) for item in items)}
+    return Found(tuple(sources[names] for names in sorted(sources)), skipped)
+
+
+def is_clip(head: bytes) -> bool:
+    """Say whether a file that begins so is a video, a GIF or an animated WebP."""
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+        return len(head) > _WEBP_FLAGS and bool(head[_WEBP_FLAGS] & _WEBP_ANIMATED)
+    return any(head[offset:].startswith(signature) for offset, signature in _SIGNATURES)
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its own name and place
+
+
+def _expanded(argument: str) -> tuple[Path, list[Path]]:
+    """Return the folder that an argument is relative to, and the paths that it means."""
+    path = _absolute(argument)
+    if path.is_dir():
+        return path, [path]
+    if path.exists():
+        return path.parent, [path]
+    if not glob.has_magic(argument):
+        raise BadArgument(f"there is no {argument}")
+    fixed = 0
+    while not glob.has_magic(path.parts[fixed]):
+        fixed += 1
+    base, pattern = Path(*path.parts[:fixed]), Path(*path.parts[fixed:])
+    # pathlib's own: its ** follows no links, so it ends.
+    found = [match for match in base.glob(str(pattern)) if not _is_hidden(match.relative_to(base))]
+    if not found:
+        raise BadArgument(f"nothing is called {argument}")
+    return base, sorted(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _look_at(path: Path, unwanted: set[Path]) -> tuple[list[_Item], int]:
+    """Return the items of a folder or file, and how many files are none."""
+    if not path.is_dir():
+        return _sort_files([path], unwanted)
+    items: list[_Item] = []
+    skipped = 0
+    for files in _walk(path, items):
+        found, others = _sort_files(files, unwanted)
+        items += found
+        skipped += others
+    return items, skipped
+
+
+def _walk(folder: Path, unread: list[_Item]) -> Iterator[list[Path]]:
+    """Yield the files of each folder; folders that cannot be listed are added to `unread`."""
+
+    def note(error: OSError) -> None:
+        unread.append(_Item((Path(error.filename),), f"{error.strerror}".lower()))
+
+    seen: set[tuple[int, int]] = set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=note):
+        known = Path(here).stat()
+        if (known.st_dev, known.st_ino) in seen:
+            folders.clear()  # a link led back here
+            continue
+        seen.add((known.st_dev, known.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield [Path(here, name) for name in sorted(files) if not name.startswith(".")]
+
+
+def _sort_files(files: list[Path], unwanted: set[Path]) -> tuple[list[_Item], int]:
+    """Return the pair and the clips among files of one folder, and how many are neither."""
+    files = [path for path in files if path not in unwanted]
+    pair = _pair_among(files)
+    others = [path for path in files if pair is None or path not in pair.paths]
+    clips = [item for item in map(_clip, others) if item is not None]
+    return ([pair] if pair else []) + clips, len(others) - len(clips)
+
+
+def _pair_among(files: list[Path]) -> _Item | None:
+    pictures = [path for path in files if path.suffix.lower() in _PICTURE_SUFFIXES]
+    named = [[path for path in pictures if path.stem.lower() == name] for name in _PAIR]
+    if not all(named):
+        return None
+    paths = tuple(path for paths in named for path in paths)
+    if len(paths) > len(_PAIR):
+        return _Item(paths[:1], "the folder holds several pictures called onset or apex")
+    return _Item(paths)
+
+
+def _clip(path: Path) -> _Item | None:
+    """Return a file as a clip, when its first bytes or its name say that it is one.
+
+    By its name too: an empty `.mp4` is a recording that failed, which somebody wants to know.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None  # reading a pipe would wait
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        return _Item((path,), f"{error.strerror}".lower())
+    if is_clip(head) or path.suffix.lower() in _CLIP_SUFFIXES:
+        return _Item((path,))
+    return None
+
+
+def _read_manifest(manifest: Path) -> list[_Item]:
+    """Read a CSV with columns onset and apex, or clip; paths are relative to its folder."""
+    folder = _absolute(manifest).parent
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file)
+            columns = set(lines.fieldnames or ())
+            if not ({"onset", "apex"} <= columns or "clip" in columns):
+                raise BadArgument(f"{manifest} has no columns onset and apex, and no column clip")
+            return [_listed(folder, line) for line in lines]
+    except OSError as error:
+        raise BadArgument(f"{manifest}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise BadArgument(f"{manifest} is not a CSV file in UTF-8") from None
+
+
+def _listed(folder: Path, line: dict[str, str | None]) -> _Item:
+    onset, apex, clip = (line.get(column) or "" for column in (*_PAIR, "clip"))
+    if "\0" in onset + apex + clip:
+        return _Item((folder,), "the line names no file")
+    if onset and apex:
+        return _Item((folder / onset, folder / apex))
+    if onset or apex:
+        return _Item((folder / (onset or apex),), "onset and apex go together")
+    if line.get("image") or line.get("flow"):
+        return _Item((folder / clip,), "ready-made flow cannot be scored, only pictures and clips")
+    return _Item((folder / clip,), "" if clip else "the line names no file")
+
+
+def _named(item: _Item, base: str) -> Source:
+    names = tuple(
+        # A name need not be UTF-8, the files of results are.
+        os.fsencode(os.path.relpath(path, base)).decode("utf-8", "backslashreplace")
+        for path in item.paths
+    )
+    return Source(names, item.paths, item.fault)
