@@ -12,6 +12,7 @@ MfdanError
 │   ├── BrokenClip          a known video format, but truncated or corrupt
 │   ├── ClipTooLarge        more pixels, frames or seconds than allowed
 │   ├── TooFewFrames        a clip without an onset and an apex
+│   ├── FrameOutOfRange     a named frame that the clip does not have
 │   └── BadFlow             ready-made flow that is not u and v
 └── ModelError              the model cannot be used
     ├── ModelNotFound       no such file or name
@@ -25,6 +26,7 @@ __all__ = [
     "BrokenImage",
     "ClipTooLarge",
     "EmptyImage",
+    "FrameOutOfRange",
     "FrameSizeMismatch",
     "ImageTooLarge",
     "ImageTooSmall",
@@ -112,6 +114,12 @@ class TooFewFrames(InputError):
     """A clip of fewer frames than an onset and an apex."""
 
     code = "too_few_frames"
+
+
+class FrameOutOfRange(InputError):
+    """A frame, named by its number, that the clip does not have or that cannot be meant."""
+
+    code = "frame_out_of_range"
 
 
 class BadFlow(InputError):

@@ -64,7 +64,7 @@ class Preprocessor:
 
     def __init__(self, spec: ModelSpec, finder: FaceFinder | None = None) -> None:
         self.spec = spec
-        self._finder = finder or FaceFinder()
+        self.finder = finder or FaceFinder()
 
     def align_pair(
         self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], max_faces: int = 1
@@ -81,7 +81,7 @@ class Preprocessor:
         timings: dict[str, float] = {}
         with _timed(timings, "detect"):
             # One more than asked for: a caller should know that somebody was left out.
-            faces = self._finder.find(onset, max_faces + 1)
+            faces = self.finder.find(onset, max_faces + 1)
         more = len(faces) > max_faces
         pairs = [self.align_face(onset, apex, face, more_faces=more) for face in faces[:max_faces]]
         for pair in pairs[:1]:
