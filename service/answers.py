@@ -1,0 +1,128 @@
+"""What is asked of the engine and what it answers. Numbers and arrays; nothing of HTTP."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.clip import ClipInfo
+from model.pipeline import AlignedPair
+from model.regions import RegionMotion
+from model.spec import ModelSpec
+from model.spotting import Interval, MotionCurve
+from model.verdict import Verdict
+
+__all__ = [
+    "Answer",
+    "AnswerWarning",
+    "Burst",
+    "CandidateAnswer",
+    "ClipFacts",
+    "ClipUpload",
+    "FaceAnswer",
+    "FaceWarning",
+    "Options",
+    "Upload",
+]
+
+FaceWarning = Literal["face_at_border", "head_motion", "partly_seen"]
+AnswerWarning = Literal[
+    "several_faces", "identical_frames", "low_frame_rate", "scene_cuts", "middle_frame"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One pair as it was sent."""
+
+    onset: bytes
+    apex: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClipUpload:
+    """One clip as it was sent: a video, or an animated picture."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """The frames of one clip, each sent as a picture."""
+
+    pictures: tuple[bytes, ...]
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a caller may choose."""
+
+    model: str | None = None
+    """Name of the model; None: the default."""
+    faces: int = 1
+    """Faces to answer for, the largest first."""
+    explain: bool = False
+    """Whether to tell how each region of the face moved."""
+    onset_frame: int | None = None
+    """Of a clip: frame to be taken for the onset, counted from 0; None leaves it to the spotter."""
+    apex_frame: int | None = None
+    """Likewise for the apex."""
+    candidates: int = 5
+    """Of a clip: intervals to answer for, of each face, the strongest first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CandidateAnswer:
+    """What is answered for one interval of one face of a clip."""
+
+    interval: Interval
+    pair: AlignedPair
+    verdict: Verdict
+    warnings: tuple[FaceWarning, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceAnswer:
+    """What is answered for one face."""
+
+    face_id: int
+    """1, 2, …: a number within this answer. It identifies nobody."""
+    pair: AlignedPair
+    verdict: Verdict
+    warnings: tuple[FaceWarning, ...]
+    regions: tuple[RegionMotion, ...] | None
+    """Only when an explanation was asked for."""
+    candidates: tuple[CandidateAnswer, ...] = ()
+    """Of a clip: the strongest first; pair, verdict and warnings above are the first one's."""
+    curve: MotionCurve | None = None
+    """Of a clip: how far the face was from rest at each moment."""
+    seen: float | None = None
+    """Of a clip: share of the looked-at frames that show this face, 0 to 1."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """Onset, apex and offset that the answer speaks of; None for a pair."""
+        return self.candidates[0].interval if self.candidates else None
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFacts:
+    """What the answer says of the clip itself."""
+
+    info: ClipInfo
+    scene_cuts: tuple[int, ...]
+    """First frame of each scene but the first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What is answered for one pair or one clip."""
+
+    spec: ModelSpec
+    provider: str
+    faces: tuple[FaceAnswer, ...]
+    warnings: tuple[AnswerWarning, ...]
+    timings_ms: dict[str, float]
+    """Work of decode, detect, align, spot (clips only), flow and tensors; infer with its wait for a
+    batch; total also holds the wait for a worker."""
+    clip: ClipFacts | None = None
+    """None for a pair."""
