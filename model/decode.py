@@ -17,7 +17,7 @@ from model.errors import (
     NotAnImage,
 )
 
-__all__ = ["Limits", "decode_image"]
+__all__ = ["PARSER_FAULTS", "Limits", "decode_image", "to_rgb"]
 
 # What Pillow finds odd about a stranger's metadata is of no use on the operator's screen.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -33,7 +33,7 @@ _TURNS: dict[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to turn a picture upright, by the EXIF orientation it was stored with."""
-_PARSER_FAULTS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
+PARSER_FAULTS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
 """What Pillow's readers are known to raise on hostile bytes."""
 
 
@@ -71,14 +71,14 @@ def decode_image(data: bytes, limits: Limits = _DEFAULT_LIMITS) -> NDArray[np.ui
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             _check_size(picture, limits)
             picture.load()  # first: reading a PNG's metadata would load it and hide its faults
-            return np.array(_upright(_to_rgb(picture), _orientation(picture)))
+            return np.array(_upright(to_rgb(picture), _orientation(picture)))
     except InputError:
         raise
     except UnidentifiedImageError:
         raise NotAnImage("the bytes are not a JPEG, PNG, WebP or BMP picture") from None
     except Image.DecompressionBombError:
         raise ImageTooLarge(f"the picture has more than {limits.max_pixels} pixels") from None
-    except _PARSER_FAULTS:
+    except PARSER_FAULTS:
         raise BrokenImage("the picture is truncated or corrupt") from None
 
 
@@ -107,7 +107,8 @@ def _check_size(picture: Image.Image, limits: Limits) -> None:
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Return a loaded picture as RGB: see `decode_image` on grey, depth and transparency."""
     if picture.mode.startswith("I"):  # 16-bit grey: "I;16", "I;16B" or "I"
         samples = np.asarray(picture).astype(np.uint32)
         return Image.fromarray((samples >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
