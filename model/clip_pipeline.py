@@ -77,7 +77,7 @@ class ClipFace:
     spotted."""
     curve: MotionCurve
     seen: float
-    """Share of the clip's keyframes that show this face, 0 to 1."""
+    """Share of the clip through which the face was followed, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,8 +226,11 @@ def _strongest(track: Track, curve: MotionCurve, options: ClipOptions) -> list[I
         for sketch in _sketches(trajectory, options.spotting)
         if sketch.height >= curve.threshold_px
     ]
+    ceiling = options.spotting.ceiling_px
     kept: list[Interval] = []
-    for sketch, trajectory in sorted(found, key=lambda item: -item[0].height):
+    for sketch, trajectory in sorted(
+        found, key=lambda item: (item[0].height > ceiling, -item[0].height)
+    ):
         interval = _interval(sketch, trajectory)
         if len(kept) < options.candidates and not any(_share(interval, other) for other in kept):
             kept.append(interval)
@@ -380,5 +383,5 @@ def _face(one: _Spotted, pairs: dict[tuple[int, int], AlignedPair], tracker: Tra
         face_id=one.track.face_id,
         candidates=candidates,
         curve=one.curve,
-        seen=len(one.track.sightings) / len(tracker.keyframes),
+        seen=len(one.curve.frames) / tracker.measured,
     )

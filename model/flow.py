@@ -22,7 +22,7 @@ __all__ = [
     "optical_strain",
     "point_flow",
     "remove_rigid_motion",
-    "rigid_residue",
+    "rigid_moves",
     "to_grey",
 ]
 
@@ -115,34 +115,45 @@ _POINT_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 0.01)
 
 
 def point_flow(
-    onset: NDArray[np.uint8], apex: NDArray[np.uint8], points: FloatArray, window: int
+    onset: NDArray[np.uint8],
+    apex: NDArray[np.uint8],
+    points: FloatArray,
+    expected: FloatArray,
+    window: int,
 ) -> FloatArray:
     """Follow single points from the onset to the apex.
 
-    Convention: onset and apex are (H, W) uint8 of one size; points are (N, 2), (x, y), pixels;
-    window is the odd side of the square that each point is recognised by. Returns (N, 2), the
-    displacement of each. A tenth of the cost of a dense field, and no smoothness draws small
-    motions towards their still surroundings; where there is no texture it is noise.
+    Convention: onset and apex are (H, W) uint8 of one size; points and their expected
+    displacements are (N, 2), (x, y), pixels; window is the odd side of the square that each point
+    is recognised by. Returns (N, 2), the displacement of each. A tenth of the cost of a dense
+    field, and no smoothness draws small motions towards their still surroundings; where there is
+    no texture it is noise.
     Source: Lucas and Kanade 1981, in pyramids by Bouguet 2001. Raises: ShapeError.
     """
     if onset.ndim != 2 or onset.shape != apex.shape:  # noqa: PLR2004 - a grey image
         raise ShapeError(f"two grey images of one size are needed: {onset.shape}, {apex.shape}")
-    start = np.ascontiguousarray(points, np.float32).reshape(-1, 1, 2)
-    moved, _, _ = cv2.calcOpticalFlowPyrLK(  # type: ignore[call-overload] # None makes its output
-        onset, apex, start, None, winSize=(window, window), maxLevel=1, criteria=_POINT_STEPS
+    moved, _, _ = cv2.calcOpticalFlowPyrLK(
+        onset,
+        apex,
+        np.ascontiguousarray(points, np.float32),
+        np.ascontiguousarray(points + expected, np.float32),
+        winSize=(window, window),
+        maxLevel=1,
+        criteria=_POINT_STEPS,
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )
-    return np.asarray((moved - start).reshape(-1, 2), np.float32)
+    return np.asarray(moved - points, np.float32)
 
 
-def rigid_residue(points: FloatArray, moves: FloatArray) -> FloatArray:
-    """Subtract the head's motion from the displacements of points, as `remove_rigid_motion` does.
+def rigid_moves(points: FloatArray, moves: FloatArray) -> FloatArray:
+    """Return the head's part of the displacements of points, as `remove_rigid_motion` fits it.
 
     Convention: points and moves are (N, 2), (x, y), pixels. Returns (N, 2).
     """
     x, y = (points - points.mean(axis=0)).T
     shift_x, shift_y, turn, zoom = _fit_similarity(x, y, moves[:, 0], moves[:, 1])
     rigid = np.stack([shift_x + zoom * x - turn * y, shift_y + turn * x + zoom * y], axis=1)
-    return np.asarray(moves - rigid, np.float32)
+    return np.asarray(rigid, np.float32)
 
 
 def _check_flow(flow: FloatArray) -> None:

@@ -92,6 +92,9 @@ class SpotOptions:
     """Standard deviation of the Gaussian that smooths each region's trajectory."""
     floor_px: float = 0.25
     """No threshold is lower: what noise and the flow's own error reach."""
+    ceiling_px: float = 6.0
+    """A stronger interval is no micro-expression (.3–3 px of a crop of 224) or a face that was
+    lost; it comes after all others."""
     deviations: float = 4.0
     """Robust standard deviations of the curve, above its median, that a threshold lies."""
     edge: float = 0.15
@@ -108,6 +111,8 @@ class SpotOptions:
 
 
 DEFAULT_SPOTTING = SpotOptions()
+_FLAT = 0.95
+"""Above this share of its maximum a curve counts as its top."""
 _TRIED = 12
 """Onsets and offsets tried for each apex."""
 _STRONGEST = 3
@@ -198,7 +203,7 @@ def unfinished(trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING) 
     """
     places = smooth(trajectory.places, trajectory.times_s, options.smoothing_s)
     curve = distances(places, places[0])
-    apex = int(curve.argmax())
+    apex = _top(curve)
     top = float(curve[apex])
     low = np.flatnonzero(curve[:apex] <= options.edge * top)
     if not low.size or curve[-1] < top / 2:
@@ -222,7 +227,7 @@ def around(
     if apex is None:
         assert onset is not None  # noqa: S101 - the caller names one
         last = int(np.searchsorted(times, times[onset] + options.longest_phase_s, "right"))
-        apex = onset + int(distances(places[onset:last], places[onset]).argmax())
+        apex = onset + _top(distances(places[onset:last], places[onset]))
     if onset is None:
         rough = _best(places, times, options, [apex])[0]
         onset = _refined(rough, places, times, options, apex).onset if rough.height else 0
@@ -303,7 +308,7 @@ def _refined(
 ) -> Sketch:
     """Move onset, offset and an apex not given to where the curve against the rest has them."""
     curve = _from_rest(rough, places, times)[rough.onset : rough.offset + 1]
-    apex = rough.onset + int(curve.argmax()) if apex is None else apex
+    apex = rough.onset + _top(curve) if apex is None else apex
     low = curve <= options.edge * curve[apex - rough.onset]
     before = np.flatnonzero(low[: apex - rough.onset])
     after = np.flatnonzero(low[apex - rough.onset :])
@@ -314,6 +319,15 @@ def _refined(
         returned=True,
         height=rough.height,
     )
+
+
+def _top(curve: FloatArray) -> int:
+    """Return the middle of the curve's top, where it is flat or noisy; its maximum, else."""
+    top = int(curve.argmax())
+    below = np.flatnonzero(curve < _FLAT * curve[top])
+    start = below[below < top].max(initial=-1) + 1
+    end = below[below > top].min(initial=len(curve)) - 1
+    return int(start + end) // 2
 
 
 def _from_rest(sketch: Sketch, places: FloatArray, times: FloatArray) -> FloatArray:

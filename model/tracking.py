@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from model.clip import Frame
 from model.face import STABLE_LANDMARKS, Box, Face, FaceFinder, align, similarity_transform
-from model.flow import point_flow, rigid_residue
+from model.flow import point_flow, rigid_moves
 from model.regions import REGIONS
 from model.spec import ModelSpec
 from model.spotting import Trajectory
@@ -102,6 +102,8 @@ class _Stretch:
     """(P, 2), pixels of the crop; the points of region r are those where `regions` is r."""
     regions: NDArray[np.intp]
     """(P,); the nose's and other steady points are after the last region's."""
+    head: NDArray[np.float32]
+    """(P, 2): what the head did up to the last frame; the next one is looked for there."""
     starts_scene: bool
     frames: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
@@ -133,7 +135,8 @@ class Tracker:
         self._scene_starts = True
         self.tracks: list[Track] = []
         """Everybody who was followed, in order of appearance."""
-        self.keyframes: list[int] = []
+        self.measured = 0
+        """Frames looked at for motion: all but those that `rate_hz` leaves out."""
         self.cuts: list[int] = []
         """First frame of each new scene."""
         self.more_faces = False
@@ -149,6 +152,7 @@ class Tracker:
         if last or frame.time_s >= self._next_key_s:
             self._look(frame, grey)
         if frame.index % self._every == 0 or last:
+            self.measured += 1
             for stretch in self._stretches:
                 self._measure(stretch, frame, grey)
         self._close(s for s in self._stretches if self._is_over(s, frame.time_s))
@@ -171,7 +175,6 @@ class Tracker:
         # One more than is followed: a caller should know that somebody was left out.
         faces = self._finder.find(frame.rgb(), self._max_faces + 1)
         self.timings_ms["detect"] += (time.perf_counter() - start) * 1e3
-        self.keyframes.append(frame.index)
         self.more_faces |= len(faces) > self._max_faces
         seen = self._recognise(faces, frame)
         self._followed = seen
@@ -227,6 +230,7 @@ class Tracker:
             reference=align(grey, transform, size),
             points=points.reshape(-1, 2).astype(np.float32),
             regions=np.repeat(_REGION_OF, len(_CORNERS)),
+            head=np.zeros((points.size // 2, 2), np.float32),
             starts_scene=self._scene_starts,
         )
 
@@ -236,11 +240,12 @@ class Tracker:
         crop = align(grey, stretch.transform, size)
         aligned = time.perf_counter()
         window = 2 * round(self._options.window * size / 2) + 1
-        moves = point_flow(stretch.reference, crop, stretch.points, window)
-        moves = rigid_residue(stretch.points, moves) * (self._spec.input_size / size)
+        moves = point_flow(stretch.reference, crop, stretch.points, stretch.head, window)
+        stretch.head = rigid_moves(stretch.points, moves)
+        own = (moves - stretch.head) * (self._spec.input_size / size)
         stretch.frames.append(frame.index)
         stretch.times_s.append(frame.time_s)
-        stretch.places.append(_region_means(moves, stretch.regions))
+        stretch.places.append(_region_means(own, stretch.regions))
         self.timings_ms["align"] += (aligned - start) * 1e3
         self.timings_ms["flow"] += (time.perf_counter() - aligned) * 1e3
 

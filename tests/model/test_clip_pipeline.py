@@ -1,0 +1,207 @@
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_clips import encode_clip
+from drawn_expression_clips import drawn_clip
+from drawn_face import background, draw_face
+
+from model.clip import Clip, open_clip
+from model.clip_pipeline import AlignedClip, ClipOptions, align_clip
+from model.errors import FrameOutOfRange
+from model.pipeline import Preprocessor
+from model.spec import ModelSpec, Provenance
+
+SPEC = ModelSpec(
+    name="tiny",
+    version="1",
+    classes=("negative", "positive", "surprise"),
+    provenance=Provenance(data="none", licence="none", training_commit="none"),
+)
+PREPROCESSOR = Preprocessor(SPEC)
+TALKING = Path(__file__).parents[3] / "shared" / "clips" / "talking-640x360.mp4"
+
+
+def clip_of(frames: Iterable[np.ndarray], fps: float) -> Clip:
+    return open_clip(encode_clip(list(frames), fps, options={"crf": "18"}))
+
+
+def aligned(frames: Iterable[np.ndarray], fps: float = 30, **options: int) -> AlignedClip:
+    return align_clip(PREPROCESSOR, clip_of(frames, fps), ClipOptions(**options))
+
+
+def two_people(count: int = 30) -> list[np.ndarray]:
+    """The larger face keeps still, the smaller one smiles about frame 15."""
+    large = draw_face(background(240, 480), centre=(130.0, 110.0), eye_distance=52.0)
+    smiles = np.interp(np.arange(count), [9, 15, 21], [0, 3, 0])
+    return [
+        draw_face(large, centre=(350.0, 110.0), eye_distance=45.0, smile=float(smile))
+        for smile in smiles
+    ]
+
+
+@pytest.mark.parametrize(("fps", "within"), [(30, 1), (100, 3), (200, 3)])
+@pytest.mark.parametrize("movement", ["smile", "brow_lift"])
+def test_an_expression_is_spotted_through_drift_a_blink_noise_and_compression(
+    fps: int, within: int, movement: str
+) -> None:
+    frames, truth = drawn_clip(fps=fps, drift_px=6, blinks=(0.9,), movement=movement)
+    (face,) = aligned(frames, fps).faces
+    interval = face.candidates[0].interval
+    assert interval.source == "spotted"
+    assert abs(interval.apex - truth.apex) <= within
+    assert abs(interval.onset_s - truth.onset / fps) < 0.07
+    assert interval.offset_s is not None
+    assert abs(interval.offset_s - truth.offset / fps) < 0.09
+    assert face.candidates[0].pair.motion.p95_px > 0.3
+
+
+def test_the_curve_peaks_at_the_apex_and_is_low_at_rest() -> None:
+    frames, truth = drawn_clip(fps=30)
+    (face,) = aligned(frames).faces
+    curve = face.curve
+    assert curve.frames.tolist() == list(range(len(frames)))
+    assert abs(int(curve.motion_px.argmax()) - truth.apex) <= 1
+    assert curve.motion_px.max() > curve.threshold_px > np.median(curve.motion_px)
+
+
+def test_a_long_clip_has_its_expressions_as_ranked_candidates() -> None:
+    first, _ = drawn_clip(fps=30, seconds=2.5, onset_s=1.0, apex_s=1.2, offset_s=1.4, peak_px=1.5)
+    second, _ = drawn_clip(fps=30, seconds=2.5, onset_s=1.0, apex_s=1.2, offset_s=1.4, peak_px=3)
+    (face,) = aligned(first + second).faces
+    strong, weak = (candidate.interval for candidate in face.candidates)
+    assert strong.apex_s == pytest.approx(3.7, abs=0.07)
+    assert weak.apex_s == pytest.approx(1.2, abs=0.07)
+    assert strong.strength_px > weak.strength_px
+
+
+def test_at_most_as_many_candidates_are_answered_as_asked_for() -> None:
+    once, _ = drawn_clip(fps=30, seconds=1.5, onset_s=0.5, apex_s=0.7, offset_s=0.9)
+    (face,) = aligned(once * 3, candidates=2).faces
+    assert len(face.candidates) == 2
+
+
+def test_where_nothing_moves_the_middle_frame_is_the_documented_fallback() -> None:
+    frames, _ = drawn_clip(fps=30, peak_px=0)
+    (face,) = aligned(frames).faces
+    (only,) = face.candidates
+    assert only.interval.source == "middle_frame"
+    assert (only.interval.onset, only.interval.apex) == (0, len(frames) // 2)
+    assert only.interval.offset is None
+
+
+@pytest.mark.parametrize("named", [{"onset_frame": 5}, {"apex_frame": 20}])
+def test_a_frame_that_the_caller_names_is_kept(named: dict[str, int]) -> None:
+    frames, _ = drawn_clip(fps=30)
+    (face,) = aligned(frames, **named).faces
+    (only,) = face.candidates
+    assert only.interval.source == "given"
+    assert named.get("onset_frame", only.interval.onset) == only.interval.onset
+    assert named.get("apex_frame", only.interval.apex) == only.interval.apex
+    assert only.interval.onset < only.interval.apex
+
+
+def test_two_named_frames_are_answered_as_the_pair_that_they_are() -> None:
+    frames, _ = drawn_clip(fps=30)
+    clip = clip_of(frames, 30)
+    (face,) = align_clip(PREPROCESSOR, clip, ClipOptions(onset_frame=3, apex_frame=17)).faces
+    decoded = [frame.rgb() for frame in clip.frames()]
+    (pair,) = PREPROCESSOR.align_pair(decoded[3], decoded[17])
+    np.testing.assert_array_equal(face.candidates[0].pair.flow, pair.flow)
+    np.testing.assert_array_equal(face.candidates[0].pair.onset, pair.onset)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"onset_frame": 36},
+        {"apex_frame": -1},
+        {"apex_frame": 0},
+        {"onset_frame": 35},
+        {"onset_frame": 9, "apex_frame": 9},
+        {"onset_frame": 9, "apex_frame": 4},
+    ],
+)
+def test_a_frame_that_cannot_be_meant_is_refused_before_a_frame_is_decoded(
+    named: dict[str, int],
+) -> None:
+    frames, _ = drawn_clip(fps=30)
+    clip = clip_of(frames, 30)
+    clip.frames = pytest.fail  # type: ignore[method-assign] # the claim
+    with pytest.raises(FrameOutOfRange):
+        align_clip(PREPROCESSOR, clip, ClipOptions(**named))
+
+
+def test_each_person_is_answered_by_an_id_of_the_answer_alone() -> None:
+    larger, smaller = aligned(two_people(), faces=2).faces
+    assert (larger.face_id, smaller.face_id) == (1, 2)
+    assert larger.candidates[0].interval.source == "middle_frame"
+    assert smaller.candidates[0].interval.source == "spotted"
+    assert abs(smaller.candidates[0].interval.apex - 15) <= 1
+    assert larger.candidates[0].pair.face.box.x < 200 < smaller.candidates[0].pair.face.box.x
+
+
+def test_one_answer_for_two_people_says_that_there_are_more() -> None:
+    found = aligned(two_people(), faces=1)
+    assert [face.face_id for face in found.faces] == [1]
+    assert found.more_faces
+
+
+def test_no_face_is_a_normal_answer() -> None:
+    assert aligned([background(120, 160)] * 12).faces == ()
+
+
+def test_a_face_in_half_of_the_frames_is_answered_where_it_is_seen() -> None:
+    frames, _ = drawn_clip(fps=30, seconds=1.5, onset_s=0.5, apex_s=0.7, offset_s=0.9)
+    empty = [background(*frames[0].shape[:2])] * 45
+    for clip, start in ((empty + frames, 45), (frames + empty, 0)):
+        (face,) = aligned(clip).faces
+        assert 0.2 < face.seen < 0.8
+        assert abs(face.candidates[0].interval.apex - (start + 21)) <= 1
+        assert start <= face.candidates[0].interval.onset
+
+
+def test_a_scene_cut_ends_a_person_and_no_interval_reaches_across_it() -> None:
+    frames, _ = drawn_clip(fps=30, seconds=1.2)
+    other = draw_face(background(180, 240)[:, ::-1] // 3, centre=(90.0, 80.0), eye_distance=50.0)
+    found = aligned([*frames, *[other] * 36], faces=2)
+    assert found.scene_cuts == (36,)
+    assert [face.face_id for face in found.faces] == [2, 1] or len(found.faces) == 2
+    for face in found.faces:
+        for candidate in face.candidates:
+            ends = candidate.interval.offset or candidate.interval.apex
+            assert (candidate.interval.onset < 36) == (ends < 36)
+
+
+def test_the_work_stops_where_the_check_raises() -> None:
+    frames, _ = drawn_clip(fps=30)
+    seen = 0
+
+    def check() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 7:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        align_clip(PREPROCESSOR, clip_of(frames, 30), check=check)
+    assert seen == 7
+
+
+def test_a_clip_that_ends_at_its_apex_is_answered_without_an_offset() -> None:
+    frames, truth = drawn_clip(fps=100, seconds=0.5, onset_s=0.15, apex_s=0.4, offset_s=0.8)
+    (face,) = aligned(frames, 100).faces
+    interval = face.candidates[0].interval
+    assert interval.source == "spotted"
+    assert interval.offset is None
+    assert abs(interval.apex - truth.apex) <= 8  # the top is flat
+
+
+@pytest.mark.skipif(not TALKING.exists(), reason="the clip of a talking man is not at hand")
+def test_a_talking_man_is_followed_to_the_end_and_moves_too_much() -> None:
+    found = align_clip(PREPROCESSOR, open_clip(TALKING.read_bytes()))
+    (face,) = found.faces
+    assert face.seen > 0.9
+    assert found.scene_cuts == ()
+    assert face.curve.threshold_px > 2
