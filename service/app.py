@@ -15,7 +15,7 @@ from service.engine import Engine
 from service.errors import add_error_handlers
 from service.routes import router
 from service.security import GuardMiddleware, HeadersMiddleware
-from service.settings import MAX_PAIRS, Settings
+from service.settings import MAX_BURST, Settings
 from service.telemetry import Telemetry, TelemetryMiddleware
 
 __all__ = ["create_app"]
@@ -23,9 +23,10 @@ __all__ = ["create_app"]
 OpenEngine = Callable[[Settings, OnBatch], AbstractAsyncContextManager[Engine]]
 
 _DESCRIPTION = """\
-Recognises facial micro-expressions: two frames of one face in, the probabilities of a few
-classes of expression out. An answer speaks of what a face's movement looks like, **not of what
-a person feels**. No picture, face or landmark is stored or logged, and nobody is identified.
+Recognises facial micro-expressions: two frames of one face or a short clip in, the probabilities
+of a few classes of expression out. An answer speaks of what a face's movement looks like, **not
+of what a person feels**. No picture, face or landmark is stored or logged, and nobody is
+identified.
 
 **Meant for** research on micro-expressions, for teaching, and for the analysis of recordings
 whose people know of it and agreed.
@@ -65,7 +66,8 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
         lifespan=lifespan,
         docs_url="/docs",
         redoc_url=None,
-        form_limits={"max_files": 4 * MAX_PAIRS, "max_fields": 16, "max_part_size": 1024},
+        # Twice, so that a burst that is too long is told so, and not that its form is malformed.
+        form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
     )
     app.include_router(router)
     add_error_handlers(app, settings.retry_after_s)

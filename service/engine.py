@@ -9,29 +9,50 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decode import Limits, decode_image
-from model.errors import InputError, ModelError, ModelNotFound
+from model.errors import ModelError, ModelNotFound
 from model.face import FaceFinder
-from model.pipeline import AlignedPair, Preprocessor, network_inputs
-from model.regions import RegionMotion, region_motions
+from model.pipeline import Preprocessor
 from model.session import Session
 from model.spec import ModelSpec
 from model.verdict import Verdict, judge
+from service.answers import (
+    Answer,
+    AnswerWarning,
+    Burst,
+    CandidateAnswer,
+    ClipFacts,
+    ClipUpload,
+    FaceAnswer,
+    FaceWarning,
+    Options,
+    Upload,
+)
 from service.batcher import Batcher, Closed, OnBatch, QueueFull
+from service.preparation import Check, Item, Prepared, PreparedFace, prepare_clip, prepare_pair
 from service.settings import Settings
 
 __all__ = [
     "Answer",
+    "AnswerWarning",
+    "Burst",
+    "CandidateAnswer",
+    "ClipFacts",
+    "ClipUpload",
     "Closed",
     "DeadlineExceeded",
     "Engine",
@@ -39,20 +60,19 @@ __all__ = [
     "FaceWarning",
     "NotReady",
     "Options",
-    "PairWarning",
     "QueueFull",
     "Upload",
     "open_sessions",
 ]
 
-FACE_AT_BORDER = 0.1
-"""Share of the crop outside the frame above which the answer warns."""
 HEAD_MOTION_PX = 3.0
 """Motion of the head, pixels of the crop, above which the answer warns (ours)."""
+FACE_AT_BORDER = 0.1
+"""Share of the crop outside the frame above which the answer warns."""
+PARTLY_SEEN = 0.9
+"""Share of a clip's keyframes that show the face, under which the answer warns (ours)."""
 
-FaceWarning = Literal["face_at_border", "head_motion"]
-PairWarning = Literal["several_faces", "identical_frames"]
-
+FloatArray = NDArray[np.float32]
 _LOG = logging.getLogger("mfdan")
 
 
@@ -72,51 +92,7 @@ class _Abandoned(Exception):
     """Nobody waits for this work any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One pair as it was sent."""
-
-    onset: bytes
-    apex: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """What a caller may choose."""
-
-    model: str | None = None
-    """Name of the model; None: the default."""
-    faces: int = 1
-    """Faces to answer for, the largest first."""
-    explain: bool = False
-    """Whether to tell how each region of the face moved."""
-
-
 _DEFAULTS = Options()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FaceAnswer:
-    """What is answered for one face."""
-
-    pair: AlignedPair
-    verdict: Verdict
-    warnings: tuple[FaceWarning, ...]
-    regions: tuple[RegionMotion, ...] | None
-    """Only when an explanation was asked for."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """What is answered for one pair."""
-
-    spec: ModelSpec
-    provider: str
-    faces: tuple[FaceAnswer, ...]
-    warnings: tuple[PairWarning, ...]
-    timings_ms: dict[str, float]
-    """Work of decode, detect, align, flow and tensors; infer with its wait for a batch; total
-    also holds the wait for a worker."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,21 +100,6 @@ class _Model:
     session: Session
     preprocessor: Preprocessor
     batcher: Batcher
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Face:
-    pair: AlignedPair
-    image: NDArray[np.float32]
-    flow: NDArray[np.float32]
-    regions: tuple[RegionMotion, ...] | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prepared:
-    faces: list[_Face]
-    warnings: tuple[PairWarning, ...]
-    timings_ms: dict[str, float]
 
 
 def open_sessions(settings: Settings) -> dict[str, Session]:
@@ -162,7 +123,7 @@ def open_sessions(settings: Settings) -> dict[str, Session]:
 
 
 class Engine:
-    """Answers pairs: bounded, cancellable, each within its deadline.
+    """Answers pairs and clips: bounded, cancellable, each within its deadline.
 
     >>> async with Engine.open(Settings()) as engine:  # doctest: +SKIP
     ...     await engine.warmed_up()
@@ -189,6 +150,8 @@ class Engine:
             for name, session in sessions.items()
         }
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="mfdan-worker")
+        # So that clips, which take seconds, never hold all the workers that pairs wait for.
+        self._clip_places = asyncio.Semaphore(settings.clips_at_once)
         self._items = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -225,7 +188,7 @@ class Engine:
 
     @property
     def items(self) -> int:
-        """Faces (as asked for) at work or waiting."""
+        """Faces (as asked for; of a clip, times its candidates) at work or waiting."""
         return self._items
 
     @property
@@ -263,7 +226,21 @@ class Engine:
         """
         model = self._model(options.model)
         with self._admitted(options.faces):
-            return await self._within_deadline(model, upload, options)
+            return await self._pair_answer(model, upload, options)
+
+    async def predict_clip(self, sent: ClipUpload | Burst, options: Options = _DEFAULTS) -> Answer:
+        """Answer one clip.
+
+        Raises: InputError (of the clip, its pictures, or the frames named), ModelNotFound,
+        NotReady, Closed, QueueFull, DeadlineExceeded. A cancelled call, or one past its deadline,
+        stops decoding at the next frame.
+        """
+        model = self._model(options.model)
+        named = options.onset_frame is not None or options.apex_frame is not None
+        with self._admitted(options.faces * (1 if named else options.candidates)):
+            return await self._within(
+                self._settings.clip_deadline_ms, self._clip_answer(model, sent, options)
+            )
 
     async def predict_many(
         self, uploads: Sequence[Upload], options: Options = _DEFAULTS
@@ -275,7 +252,7 @@ class Engine:
         model = self._model(options.model)
         with self._admitted(options.faces * len(uploads)):
             return await asyncio.gather(
-                *(self._within_deadline(model, upload, options) for upload in uploads),
+                *(self._pair_answer(model, upload, options) for upload in uploads),
                 return_exceptions=True,
             )
 
@@ -312,19 +289,43 @@ class Engine:
             if self._items == 0:
                 self._idle.set()
 
-    async def _within_deadline(self, model: _Model, upload: Upload, options: Options) -> Answer:
+    async def _within(self, deadline_ms: int, answer: Coroutine[Any, Any, Answer]) -> Answer:
         try:
-            async with asyncio.timeout(self._settings.deadline_ms / 1e3):
-                return await self._answer(model, upload, options)
+            async with asyncio.timeout(deadline_ms / 1e3):
+                return await answer
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {self._settings.deadline_ms} ms") from None
+            raise DeadlineExceeded(f"no answer within {deadline_ms} ms") from None
 
-    async def _answer(self, model: _Model, upload: Upload, options: Options) -> Answer:
+    async def _pair_answer(self, model: _Model, upload: Upload, options: Options) -> Answer:
+        def work(check: Check) -> Prepared:
+            limits = self._settings.limits
+            return prepare_pair(model.preprocessor, upload, options, limits, check)
+
+        return await self._within(self._settings.deadline_ms, self._answer(model, work))
+
+    async def _clip_answer(
+        self, model: _Model, sent: ClipUpload | Burst, options: Options
+    ) -> Answer:
+        limits = self._settings.clip_limits, self._settings.limits
+
+        def work(check: Check) -> Prepared:
+            return prepare_clip(model.preprocessor, sent, options, *limits, check)
+
+        return await self._answer(model, work, self._clip_places)
+
+    async def _answer(
+        self,
+        model: _Model,
+        work: Callable[[Check], Prepared],
+        places: AbstractAsyncContextManager[object] | None = None,
+    ) -> Answer:
         start = time.perf_counter()
-        prepared = await self._prepare(model, upload, options)
+        async with places or nullcontext():
+            prepared = await self._in_worker(work)
         before_infer = time.perf_counter()
-        rows = await asyncio.gather(
-            *(model.batcher.submit(face.image, face.flow) for face in prepared.faces)
+        items = [item for face in prepared.faces for item in face.items]
+        rows = iter(
+            await asyncio.gather(*(model.batcher.submit(item.image, item.flow) for item in items))
         )
         end = time.perf_counter()
         spec = model.session.spec
@@ -332,33 +333,28 @@ class Engine:
             spec=spec,
             provider=model.session.provider,
             faces=tuple(
-                FaceAnswer(
-                    pair=face.pair,
-                    verdict=judge(spec, row, face.pair.motion),
-                    warnings=_face_warnings(face.pair),
-                    regions=face.regions,
-                )
-                for face, row in zip(prepared.faces, rows, strict=True)
+                _face_answer(spec, face, [next(rows) for _ in face.items])
+                for face in prepared.faces
             ),
             warnings=prepared.warnings,
             timings_ms=prepared.timings_ms
             | {"infer": (end - before_infer) * 1e3, "total": (end - start) * 1e3},
+            clip=prepared.clip,
         )
 
-    async def _prepare(self, model: _Model, upload: Upload, options: Options) -> _Prepared:
+    async def _in_worker(self, work: Callable[[Check], Prepared]) -> Prepared:
         """Run the stages before the network in one worker.
 
         In one, so that no more decoded frames are held than there are workers.
         """
         abandoned = threading.Event()
 
-        def work() -> _Prepared:
-            return _prepare_pair(
-                model.preprocessor, upload, options, self._settings.limits, abandoned.is_set
-            )
+        def check() -> None:
+            if abandoned.is_set():
+                raise _Abandoned
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, check)
         finally:
             abandoned.set()
 
@@ -384,52 +380,39 @@ def _log_failure(warming: asyncio.Task[None]) -> None:
         _LOG.error("warming up failed: %s", error, exc_info=error)
 
 
-def _prepare_pair(
-    preprocessor: Preprocessor,
-    upload: Upload,
-    options: Options,
-    limits: Limits,
-    abandoned: Callable[[], bool],
-) -> _Prepared:
-    start = time.perf_counter()
-    onset = _decode("onset", upload.onset, limits)
-    apex = _decode("apex", upload.apex, limits)
-    decoded = time.perf_counter()
-    if abandoned():
-        raise _Abandoned
-    pairs = preprocessor.align_pair(onset, apex, options.faces)
-    aligned = time.perf_counter()
-    if abandoned():
-        raise _Abandoned
-    faces = [_prepare_face(pair, preprocessor.spec, explain=options.explain) for pair in pairs]
-    warnings: list[PairWarning] = []
-    if any(pair.quality.more_faces for pair in pairs):
-        warnings.append("several_faces")
-    if np.array_equal(onset, apex):
-        warnings.append("identical_frames")
-    timings = {"decode": (decoded - start) * 1e3, "detect": (aligned - decoded) * 1e3}
-    for stage in ("detect", "align", "flow") if pairs else ():
-        timings[stage] = sum(pair.timings_ms.get(stage, 0.0) for pair in pairs)
-    timings["tensors"] = (time.perf_counter() - aligned) * 1e3
-    return _Prepared(faces, tuple(warnings), timings)
+def _face_answer(spec: ModelSpec, face: PreparedFace, rows: Sequence[FloatArray]) -> FaceAnswer:
+    """Judge the network's (K,) rows, one for each pair of a face."""
+    verdicts = [_verdict(spec, item, row) for item, row in zip(face.items, rows, strict=True)]
+    warnings = [_face_warnings(face, item) for item in face.items]
+    return FaceAnswer(
+        face_id=face.face_id,
+        pair=face.items[0].pair,
+        verdict=verdicts[0],
+        warnings=warnings[0],
+        regions=face.regions,
+        candidates=tuple(
+            CandidateAnswer(item.interval, item.pair, verdict, about)
+            for item, verdict, about in zip(face.items, verdicts, warnings, strict=True)
+            if item.interval is not None
+        ),
+        curve=face.curve,
+        seen=face.seen,
+    )
 
 
-def _prepare_face(pair: AlignedPair, spec: ModelSpec, *, explain: bool) -> _Face:
-    image, flow = network_inputs(pair.onset, pair.flow, spec)
-    regions = region_motions(pair.flow, pair.landmarks) if explain else None
-    return _Face(pair, image, flow, regions)
+def _verdict(spec: ModelSpec, item: Item, row: FloatArray) -> Verdict:
+    verdict = judge(spec, row, item.pair.motion)
+    middle = item.interval is not None and item.interval.source == "middle_frame"
+    if middle and "no_movement" not in verdict.reasons:
+        # Two arbitrary frames that differ: whatever the network sees in them is no expression.
+        return replace(verdict, reasons=("no_expression_spotted", *verdict.reasons))
+    return verdict
 
 
-def _decode(field: str, data: bytes, limits: Limits) -> NDArray[np.uint8]:
-    try:
-        return decode_image(data, limits)
-    except InputError as error:
-        raise type(error)(f"{field}: {error}") from None
-
-
-def _face_warnings(pair: AlignedPair) -> tuple[FaceWarning, ...]:
+def _face_warnings(face: PreparedFace, item: Item) -> tuple[FaceWarning, ...]:
     found: dict[FaceWarning, bool] = {
-        "face_at_border": pair.quality.outside > FACE_AT_BORDER,
-        "head_motion": pair.motion.head_px > HEAD_MOTION_PX,
+        "face_at_border": item.pair.quality.outside > FACE_AT_BORDER,
+        "head_motion": item.pair.motion.head_px > HEAD_MOTION_PX,
+        "partly_seen": face.seen is not None and face.seen < PARTLY_SEEN,
     }
     return tuple(name for name, applies in found.items() if applies)

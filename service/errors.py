@@ -8,14 +8,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from model.errors import (
+    BrokenClip,
     BrokenImage,
+    ClipTooLarge,
     EmptyImage,
+    FrameOutOfRange,
     FrameSizeMismatch,
     ImageTooLarge,
     ImageTooSmall,
     InputError,
     ModelNotFound,
+    NotAClip,
     NotAnImage,
+    TooFewFrames,
 )
 from service.engine import Closed, DeadlineExceeded, NotReady, QueueFull
 from service.schemas import FieldFault, Problem
@@ -57,10 +62,15 @@ class FieldsInvalid(Exception):
 _STATUS: dict[type[Exception], int] = {
     EmptyImage: 400,
     BrokenImage: 400,
+    BrokenClip: 400,
     ImageTooLarge: 413,
+    ClipTooLarge: 413,
     NotAnImage: 415,
+    NotAClip: 415,
     ImageTooSmall: 422,
     FrameSizeMismatch: 422,
+    TooFewFrames: 422,
+    FrameOutOfRange: 422,
     InputError: 422,
     ModelNotFound: 404,
     QueueFull: 429,

@@ -1,14 +1,17 @@
 """The routes: read the form, await one call, shape the reply."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile as Part
 
-from service.engine import Answer, Closed, Engine, NotReady, Options, Upload
+from service.answers import Answer, Burst, ClipUpload, Options, Upload
+from service.engine import Closed, Engine, NotReady
 from service.errors import (
     INTERNAL_ERROR,
     PROBLEM_JSON,
@@ -17,6 +20,7 @@ from service.errors import (
     problem_of,
     request_id_of,
 )
+from service.examples import CLIP_PREDICTION, PAIR_PREDICTION, PROBLEM
 from service.schemas import (
     BatchPrediction,
     FieldFault,
@@ -25,7 +29,7 @@ from service.schemas import (
     Prediction,
     Problem,
 )
-from service.settings import MAX_FACES, MAX_PAIRS
+from service.settings import MAX_BURST, MAX_CANDIDATES, MAX_FACES, MAX_PAIRS
 from service.telemetry import Telemetry
 
 __all__ = ["router"]
@@ -33,58 +37,27 @@ __all__ = ["router"]
 T = TypeVar("T")
 router = APIRouter()
 
-_CLIPS = {"clip", "frames", "fps", "onset_frame", "apex_frame"}
-_FIELDS = {"onset", "apex", "model", "faces", "explain"}
+_WAYS = (("onset", "apex"), ("clip",), ("frames", "fps"))
+"""Of sending something to `/predict`: each field of one, and none of the others."""
+_WAYS_IN_WORDS = "send either onset and apex, or clip, or frames and fps"
+_OF_CLIPS = {"onset_frame", "apex_frame", "candidates"}
+_OF_BATCHES = {"onset", "apex", "model", "faces", "explain"}
+_FIELDS = _OF_BATCHES | _OF_CLIPS | {"clip", "frames", "fps"}
+_FILES = {"onset", "apex", "clip", "frames"}
+_MAX_FPS = 10_000
+_MAX_FRAME = 10**9
 _NAME_SHOWN = 64
 """Characters of an unknown field's name that its fault repeats."""
-_PREDICTION_EXAMPLE = {
-    "request_id": "9b2f0a3c5d7e4f60a1b2c3d4e5f60718",
-    "model": {"name": "mfdan-synthetic", "version": "1", "sha256": "0d06" * 16},
-    "provider": "CPUExecutionProvider",
-    "flow": {"backend": "opencv-cpu", "algorithm": "dis"},
-    "faces": [
-        {
-            "box": {"x": 236.9, "y": 152.5, "width": 173.3, "height": 213.3},
-            "score": 0.999,
-            "label": "positive",
-            "probabilities": {"negative": 0.12, "positive": 0.81, "surprise": 0.07},
-            "abstained": False,
-            "reason": None,
-            "motion": {"mean_px": 0.15, "p95_px": 1.0, "head_px": 0.21},
-            "quality": {"eye_distance_px": 77.7, "outside": 0.0},
-            "warnings": [],
-            "regions": None,
-        }
-    ],
-    "warnings": [],
-    "timings_ms": {
-        "decode": 5.9,
-        "detect": 11.8,
-        "align": 1.6,
-        "flow": 8.2,
-        "tensors": 3.6,
-        "infer": 92.4,
-        "total": 123.9,
-    },
-}
-_PROBLEM_EXAMPLE = {
-    "type": "urn:mfdan:problem:broken_image",
-    "title": "Bad Request",
-    "status": 400,
-    "code": "broken_image",
-    "detail": "Apex: the picture is truncated or corrupt.",
-    "request_id": "5f0c7c3c2f6e4b0e9f4f0a4d3b0f7a11",
-}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
-        400: "A picture is empty, truncated or corrupt, or the body is malformed.",
+        400: "A picture or clip is empty, truncated or corrupt, or the body is malformed.",
         404: "There is no model of that name.",
         408: "The body did not arrive in time.",
-        413: "The body, or a picture in bytes or pixels, is too large.",
-        415: "A part is not a JPEG, PNG, WebP or BMP picture.",
-        422: "Fields are missing, unknown or repeated; a picture is too small; sizes differ.",
+        413: "The body, or a picture or clip in bytes, pixels, frames or seconds, is too large.",
+        415: "A part is not a picture or a clip of a known format.",
+        422: "Fields are missing, unknown, repeated or at odds; a picture or clip is too small.",
         429: "As much work waits as may wait; Retry-After says when to come back.",
         500: "The service failed.",
         503: "The model is not ready, or the service is shutting down.",
@@ -96,11 +69,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "content": {
                 PROBLEM_JSON: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
-                    **(
-                        {"example": _PROBLEM_EXAMPLE}
-                        if status == _PROBLEM_EXAMPLE["status"]
-                        else {}
-                    ),
+                    **({"example": PROBLEM} if status == PROBLEM["status"] else {}),
                 }
             },
         }
@@ -141,34 +110,55 @@ def _options(
 OptionsDep = Annotated[Options, Depends(_options)]
 
 
-async def _one_of_each(request: Request) -> None:
-    _check_fields(await _parts(request), repeatable=set())
+async def _one_thing(request: Request) -> None:
+    parts = await _parts(request)
+    names = {name for name, _ in parts}
+    faults = [*_faults(parts, _FIELDS, repeatable={"frames"})]
+    if not faults:
+        faults = [*_way_faults(names)]
+    _refuse(faults)
 
 
 async def _repeated_pictures(request: Request) -> None:
-    _check_fields(await _parts(request), repeatable={"onset", "apex"})
+    _refuse([*_faults(await _parts(request), _OF_BATCHES, repeatable={"onset", "apex"})])
 
 
 async def _parts(request: Request) -> list[tuple[str, Part | str]]:
     return (await request.form()).multi_items()  # parsed already; the request keeps it
 
 
-def _check_fields(parts: list[tuple[str, Part | str]], repeatable: set[str]) -> None:
-    """Refuse what FastAPI would silently drop. Raises: FieldsInvalid."""
-    names = [name for name, _ in parts]
-    faults = [FieldFault(field=_shown(name), message=_unknown(name)) for name in {*names} - _FIELDS]
-    faults += [
-        FieldFault(field=name, message="is given more than once")
-        for name in sorted(_FIELDS - repeatable)
-        if names.count(name) > 1
-    ]
-    faults += [
-        FieldFault(field=name, message="must be a file: give the part a file name")
-        for name, part in parts
-        if name in {"onset", "apex"} and isinstance(part, str)
-    ]
+def _refuse(faults: list[FieldFault]) -> None:
     if faults:
         raise FieldsInvalid(*sorted(faults, key=lambda fault: fault.field))
+
+
+def _faults(
+    parts: list[tuple[str, Part | str]], fields: set[str], repeatable: set[str]
+) -> Iterator[FieldFault]:
+    """Yield what FastAPI would silently drop."""
+    names = [name for name, _ in parts]
+    for name in {*names} - fields:
+        yield FieldFault(field=_shown(name), message="is not a field of this form")
+    for name in fields - repeatable:
+        if names.count(name) > 1:
+            yield FieldFault(field=name, message="is given more than once")
+    for name in {name for name, part in parts if isinstance(part, str)} & fields & _FILES:
+        yield FieldFault(field=name, message="must be a file: give the part a file name")
+
+
+def _way_faults(names: set[str]) -> Iterator[FieldFault]:
+    """Yield what keeps the fields from being exactly one of the three ways."""
+    begun = [way for way in _WAYS if names & {*way}]
+    if len(begun) != 1:
+        for field in names & {*chain(*_WAYS)} or _FILES:
+            yield FieldFault(field=field, message=_WAYS_IN_WORDS)
+        return
+    (way,) = begun
+    for field in {*way} - names:
+        yield FieldFault(field=field, message="Field required")
+    if "onset" in way:
+        for field in names & _OF_CLIPS:
+            yield FieldFault(field=field, message="belongs to a clip or frames, not to a pair")
 
 
 def _shown(name: str) -> str:
@@ -176,19 +166,74 @@ def _shown(name: str) -> str:
     return name[:_NAME_SHOWN].encode(errors="backslashreplace").decode()
 
 
-def _unknown(name: str) -> str:
-    if name in _CLIPS:
-        return "clips are not served by this release: send the onset and the apex frame"
-    return "is not a field of this form"
+def _clip_options(
+    options: OptionsDep,
+    onset_frame: Annotated[
+        int | None,
+        Form(ge=0, le=_MAX_FRAME, description="Of a clip: the onset, counted from 0."),
+    ] = None,
+    apex_frame: Annotated[
+        int | None,
+        Form(ge=0, le=_MAX_FRAME, description="Of a clip: the apex, counted from 0."),
+    ] = None,
+    candidates: Annotated[
+        int,
+        Form(
+            ge=1,
+            le=MAX_CANDIDATES,
+            description="Of a clip: movements of each face to answer for, the strongest first.",
+        ),
+    ] = 5,
+) -> Options:
+    return replace(options, onset_frame=onset_frame, apex_frame=apex_frame, candidates=candidates)
+
+
+async def _sent(
+    onset: Annotated[
+        UploadFile | None, File(description="The frame in which the movement begins.")
+    ] = None,
+    apex: Annotated[
+        UploadFile | None, File(description="The frame of its peak, of the same size.")
+    ] = None,
+    clip: Annotated[
+        UploadFile | None,
+        File(description="MP4, MOV, MKV, WebM, AVI, GIF or animated WebP."),
+    ] = None,
+    frames: Annotated[
+        list[UploadFile] | None,
+        File(max_length=MAX_BURST, description="The frames of a clip, as pictures, in order."),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        Form(gt=0, le=_MAX_FPS, allow_inf_nan=False, description="Frames a second of `frames`."),
+    ] = None,
+) -> Upload | ClipUpload | Burst:
+    """Read what was sent; `_one_thing` has seen that it is one of the three."""
+    if clip is not None:
+        return ClipUpload(await _taken(clip))
+    if frames is not None and fps is not None:
+        return Burst(tuple([await _taken(frame) for frame in frames]), fps)
+    assert onset is not None  # noqa: S101 - as said above
+    assert apex is not None  # noqa: S101 - likewise
+    return Upload(await _taken(onset), await _taken(apex))
 
 
 @router.post(
     "/predict",
     tags=["predictions"],
-    summary="Answer one pair of frames",
-    dependencies=[Depends(_one_of_each)],
+    summary="Answer one pair of frames or one clip",
+    dependencies=[Depends(_one_thing)],
     responses={
-        200: {"content": {"application/json": {"example": _PREDICTION_EXAMPLE}}},
+        200: {
+            "content": {
+                "application/json": {
+                    "examples": {
+                        "pair": {"summary": "A pair", "value": PAIR_PREDICTION},
+                        "clip": {"summary": "A clip", "value": CLIP_PREDICTION},
+                    }
+                }
+            }
+        },
         **_problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
 )
@@ -198,18 +243,25 @@ async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     engine: EngineDep,
     telemetry: TelemetryDep,
     request_id: RequestIdDep,
-    options: OptionsDep,
-    onset: Annotated[UploadFile, File(description="The frame in which the movement begins.")],
-    apex: Annotated[UploadFile, File(description="The frame of its peak, of the same size.")],
+    options: Annotated[Options, Depends(_clip_options)],
+    sent: Annotated[Upload | ClipUpload | Burst, Depends(_sent)],
 ) -> Prediction:
-    """Recognise the expression that a face shows between an onset and an apex frame.
+    """Recognise the expression that a face shows in a pair of frames or in a clip.
 
-    Both frames come from one recording of one person and have one size; JPEG, PNG, WebP or
-    BMP. No face is a normal answer with `faces: []`; when nothing moved, the face's answer
-    abstains with the reason `no_movement`.
+    Send **one** of three: `onset` and `apex`, two frames of one recording of one person and of
+    one size (JPEG, PNG, WebP or BMP); or `clip`, a video or animated picture; or `frames`,
+    repeated, with `fps`. In a clip the movements are found: each is a candidate with onset, apex
+    and offset frame and its own answer, and the strongest is the face's answer.
+
+    No face is a normal answer with `faces: []`; when nothing moved, the face's answer abstains
+    with the reason `no_movement`.
     """
-    upload = Upload(await _taken(onset), await _taken(apex))
-    answer = await _unless_gone(request, engine.predict(upload, options))
+    work = (
+        engine.predict(sent, options)
+        if isinstance(sent, Upload)
+        else engine.predict_clip(sent, options)
+    )
+    answer = await _unless_gone(request, work)
     prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)
     response.headers["Server-Timing"] = ", ".join(

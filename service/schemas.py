@@ -1,16 +1,30 @@
 """What the API says, as pydantic models."""
 
 from dataclasses import asdict
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from model.movement import Motion as MeasuredMotion
+from model.pipeline import Quality as MeasuredQuality
 from model.session import Session
 from model.spec import ModelSpec
-from service.engine import Answer, FaceAnswer, FaceWarning, PairWarning
+from model.spotting import Interval
+from model.spotting import MotionCurve as MeasuredCurve
+from model.verdict import Verdict
+from service.answers import (
+    Answer,
+    AnswerWarning,
+    CandidateAnswer,
+    ClipFacts,
+    FaceAnswer,
+    FaceWarning,
+)
 
 __all__ = [
     "BatchPrediction",
+    "Candidate",
+    "Clip",
     "Face",
     "FieldFault",
     "Health",
@@ -23,7 +37,10 @@ __all__ = [
 # More digits would only pretend to a precision that no flow and no network has.
 Pixels = Annotated[float, AfterValidator(lambda value: round(value, 3))]
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(value, 6))]
-Reason = Literal["no_movement", "low_confidence"]
+Seconds = Annotated[float, Field(ge=0), AfterValidator(lambda value: round(value, 4))]
+FrameNumber = Annotated[int, Field(ge=0)]
+"""From 0."""
+Reason = Literal["no_expression_spotted", "no_movement", "low_confidence"]
 
 
 class _Schema(BaseModel):
@@ -65,6 +82,11 @@ class Motion(_Schema):
     head_px: Pixels
     """Mean motion of the head, which was removed."""
 
+    @classmethod
+    def of(cls, motion: MeasuredMotion) -> Self:
+        """Shape what was measured."""
+        return cls(**asdict(motion))
+
 
 class Quality(_Schema):
     """What to know of the picture before believing the answer."""
@@ -73,6 +95,11 @@ class Quality(_Schema):
     """Between the eye centres in the frame as sent."""
     outside: Share
     """Share of the aligned crop that lies outside the frame."""
+
+    @classmethod
+    def of(cls, quality: MeasuredQuality) -> Self:
+        """Shape what was measured."""
+        return cls(**{name: getattr(quality, name) for name in cls.model_fields})
 
 
 class Region(_Schema):
@@ -88,12 +115,30 @@ class Region(_Schema):
     """Mean length of the motion, whatever its direction."""
 
 
-class Face(_Schema):
-    """One face and the expression its motion looks like."""
+class MotionCurve(_Schema):
+    """How far a face of a clip was from rest, moment by moment; arrays of one length."""
 
-    box: Box
-    score: Share
-    """How sure the mesh is that this is a face."""
+    frames: tuple[int, ...]
+    times_s: tuple[float, ...]
+    motion_px: tuple[float, ...]
+    """Pixels of the model's aligned crop."""
+    threshold_px: Pixels
+    """Height that a movement needs to be spotted."""
+
+    @classmethod
+    def of(cls, curve: MeasuredCurve) -> Self:
+        """Shape what was measured; rounded all at once, because there may be thousands."""
+        return cls(
+            frames=tuple(curve.frames.tolist()),
+            times_s=tuple(curve.times_s.round(4).tolist()),
+            motion_px=tuple(curve.motion_px.round(3).tolist()),
+            threshold_px=curve.threshold_px,
+        )
+
+
+class Judged(_Schema):
+    """The expression that one movement of one face looks like, and from where to where it went."""
+
     label: str
     """The likeliest class of expression, also when the answer abstains."""
     probabilities: dict[str, Share]
@@ -101,35 +146,144 @@ class Face(_Schema):
     abstained: bool
     """Whether the label should not be used."""
     reason: Reason | None
-    """Why the answer abstains."""
+    """Why the answer abstains: the first of the reasons."""
+    reasons: tuple[Reason, ...]
+    """All that speaks against the answer; empty when it stands."""
     motion: Motion
     quality: Quality
     warnings: tuple[FaceWarning, ...]
+    onset_frame: FrameNumber | None
+    """Of a clip, as all that follows: frame in which the movement begins, counted from 0."""
+    apex_frame: FrameNumber | None
+    """Frame of its peak."""
+    offset_frame: FrameNumber | None
+    """Frame in which the face is back at rest; null where it is not seen to come back."""
+    onset_s: Seconds | None
+    """From the first frame of the clip, by the frames' own times."""
+    apex_s: Seconds | None
+    offset_s: Seconds | None
+    source: Literal["spotted", "given", "middle_frame"] | None
+    """Who chose the frames: the spotter, the caller (one or both), or nobody, when nothing was
+    spotted: then the first frame and the middle one are taken, and the answer abstains."""
+    strength_px: Pixels | None
+    """How far the face left its rest, pixels of the crop that the spotter looks at."""
+
+
+class Candidate(Judged):
+    """One movement that the spotter found in a clip, and what it looks like.
+
+    A candidate, not a detection: most movements of a face are no micro-expressions.
+    """
+
+    @classmethod
+    def of(cls, candidate: CandidateAnswer) -> Self:
+        """Shape the engine's answer for one interval."""
+        return cls(
+            **_judged(candidate.verdict),
+            **_interval(candidate.interval),
+            motion=Motion.of(candidate.pair.motion),
+            quality=Quality.of(candidate.pair.quality),
+            warnings=candidate.warnings,
+        )
+
+
+class Face(Judged):
+    """One face and the expression its motion looks like; of a clip, of its first candidate."""
+
+    face_id: int
+    """1, 2, …: a number within this answer. It identifies nobody."""
+    box: Box
+    """In the onset frame."""
+    score: Share
+    """How sure the mesh is that this is a face."""
     regions: tuple[Region, ...] | None = None
     """What moved, the most first; only when `explain` was asked for."""
+    seen: Share | None
+    """Of a clip: share of the looked-at frames, two a second, that show this face."""
+    motion_curve: MotionCurve | None
+    candidates: tuple[Candidate, ...]
+    """Of a clip: the strongest movement first, which is the face's own answer. Empty for a pair."""
 
     @classmethod
     def of(cls, face: FaceAnswer) -> Self:
         """Shape the engine's answer for one face."""
-        box, motion, quality = face.pair.face.box, face.pair.motion, face.pair.quality
+        box = face.pair.face.box
         return cls(
+            **_judged(face.verdict),
+            **_interval(face.interval),
+            motion=Motion.of(face.pair.motion),
+            quality=Quality.of(face.pair.quality),
+            warnings=face.warnings,
+            face_id=face.face_id,
             box=Box(x=box.x, y=box.y, width=box.width, height=box.height),
             score=face.pair.face.score,
-            label=face.verdict.label,
-            probabilities=face.verdict.probabilities,
-            abstained=face.verdict.abstained,
-            reason=cast("Reason | None", face.verdict.reason),  # pydantic checks it
-            motion=Motion(mean_px=motion.mean_px, p95_px=motion.p95_px, head_px=motion.head_px),
-            quality=Quality(eye_distance_px=quality.eye_distance_px, outside=quality.outside),
-            warnings=face.warnings,
             regions=None
             if face.regions is None
             else tuple(Region(**asdict(region)) for region in face.regions),
+            seen=face.seen,
+            motion_curve=None if face.curve is None else MotionCurve.of(face.curve),
+            candidates=tuple(map(Candidate.of, face.candidates)),
         )
 
 
+def _judged(verdict: Verdict) -> dict[str, Any]:
+    """Return the fields of `Judged` that a verdict fills; pydantic checks the reasons."""
+    return {
+        "label": verdict.label,
+        "probabilities": verdict.probabilities,
+        "abstained": verdict.abstained,
+        "reason": verdict.reason,
+        "reasons": verdict.reasons,
+    }
+
+
+def _interval(interval: Interval | None) -> dict[str, Any]:
+    """Return the fields of `Judged` that an interval fills; a pair has none."""
+    if interval is None:
+        return dict.fromkeys(
+            (
+                *("onset_frame", "apex_frame", "offset_frame"),
+                *("onset_s", "apex_s", "offset_s"),
+                *("source", "strength_px"),
+            )
+        )
+    return {
+        "onset_frame": interval.onset,
+        "apex_frame": interval.apex,
+        "offset_frame": interval.offset,
+        "onset_s": interval.onset_s,
+        "apex_s": interval.apex_s,
+        "offset_s": interval.offset_s,
+        "source": interval.source,
+        "strength_px": interval.strength_px,
+    }
+
+
+class Clip(_Schema):
+    """What is known of the clip itself."""
+
+    frames: int
+    duration_s: Seconds
+    fps: Pixels
+    """Mean frames a second."""
+    width: int
+    """Of the frames as turned upright, pixels."""
+    height: int
+    variable_frame_rate: bool
+    container: str
+    """mp4, mov, mkv, webm, avi, gif, webp, or pictures."""
+    codec: str
+    scene_cuts: tuple[FrameNumber, ...]
+    """First frame of each scene but the first. No movement is sought across a cut."""
+
+    @classmethod
+    def of(cls, facts: ClipFacts) -> Self:
+        """Shape what was found of a clip."""
+        return cls(**asdict(facts.info), scene_cuts=facts.scene_cuts)
+
+
 class Prediction(_Schema):
-    """The answer to one pair. No face is a normal answer: `faces` is empty."""
+    """The answer to one pair or clip. No face is a normal answer: `faces` is empty."""
 
     request_id: str
     model: ModelName
@@ -138,13 +292,16 @@ class Prediction(_Schema):
     flow: Flow
     faces: tuple[Face, ...]
     """The largest first."""
-    warnings: tuple[PairWarning, ...]
+    clip: Clip | None
+    """Null for a pair."""
+    warnings: tuple[AnswerWarning, ...]
     timings_ms: dict[str, float]
-    """decode, detect, align, flow, tensors, infer (with its wait for a batch), total."""
+    """decode, detect, align, spot (clips only), flow, tensors, infer (with its wait for a batch),
+    total."""
 
     @classmethod
     def of(cls, answer: Answer, request_id: str) -> Self:
-        """Shape the engine's answer to one pair."""
+        """Shape the engine's answer to one pair or clip."""
         spec = answer.spec
         return cls(
             request_id=request_id,
@@ -152,6 +309,7 @@ class Prediction(_Schema):
             provider=answer.provider,
             flow=Flow(backend="opencv-cpu", algorithm=spec.flow.algorithm),
             faces=tuple(Face.of(face) for face in answer.faces),
+            clip=None if answer.clip is None else Clip.of(answer.clip),
             warnings=answer.warnings,
             timings_ms={stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
         )

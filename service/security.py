@@ -75,7 +75,7 @@ class GuardMiddleware:
         cap = (
             self._settings.max_body_bytes
             if scope["path"] == _BATCH
-            else self._settings.max_pair_bytes
+            else self._settings.max_single_bytes
         )
         self._predictions += 1
         try:

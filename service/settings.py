@@ -9,12 +9,17 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import model
+from model.clip import ClipLimits
 from model.decode import Limits
 
-__all__ = ["MAX_FACES", "MAX_PAIRS", "Settings", "cores"]
+__all__ = ["MAX_BURST", "MAX_CANDIDATES", "MAX_FACES", "MAX_PAIRS", "Settings", "cores"]
 
 MAX_FACES = 8
-"""Faces that one pair may ask for."""
+"""Faces that one pair or clip may ask for."""
+MAX_CANDIDATES = 10
+"""Intervals of each face that a clip may ask for."""
+MAX_BURST = 512
+"""Pictures that may be sent for the frames of one clip."""
 MAX_PAIRS = 16
 """Pairs in one batch."""
 
@@ -25,6 +30,9 @@ _MAX_PIXELS = 89_000_000
 our limit."""
 _FORM_OVERHEAD_BYTES = 64 * 2**10
 """Boundaries, part headers and the short fields of a form."""
+_PART_HEADER_BYTES = 512
+"""Of one picture of a burst."""
+_CLIP = ClipLimits()
 
 
 class Settings(BaseSettings):
@@ -55,19 +63,25 @@ class Settings(BaseSettings):
     """Threads inside one OpenCV call; 0: cores divided among the workers."""
     onnx_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads inside one run of the network; 0: as many as there are cores."""
+    clip_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Workers that may be busy with clips, which take seconds each; 0: all but one, which is left
+    to pairs. One, where there is only one."""
     batch_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)
     ] = (1, 2, 4, 8)
     """Numbers of faces that one run of the network may hold; 1 must be among them."""
 
     queue_items: Annotated[int, Field(ge=MAX_PAIRS * MAX_FACES, le=65536)] = 128
-    """Faces (as asked for) that may be at work or waiting; more is answered 429."""
+    """Faces (as asked for; of a clip, times its candidates) that may be at work or waiting; more is
+    answered 429."""
     max_requests: Annotated[int, Field(ge=1, le=65536)] = 64
     """Predictions that may be uploading or waiting at once; more is answered 429."""
     retry_after_s: Annotated[int, Field(ge=1, le=3600)] = 1
     """What a 429 or 503 answer tells the caller to wait, seconds."""
     deadline_ms: Annotated[int, Field(ge=1, le=600_000)] = 30_000
-    """From the complete upload to the answer, milliseconds; past it is answered 504."""
+    """From the complete upload of a pair to its answer, milliseconds; past it is answered 504."""
+    clip_deadline_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 120_000
+    """The same for a clip; decoding stops there."""
     upload_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 30_000
     """For the request body to arrive, milliseconds; past it is answered 408."""
     drain_timeout_s: Annotated[int, Field(ge=0, le=3600)] = 30
@@ -77,8 +91,20 @@ class Settings(BaseSettings):
     """Largest picture as uploaded, bytes."""
     max_image_pixels: Annotated[int, Field(ge=1024, le=_MAX_PIXELS)] = 25_000_000
     """Largest picture as decoded, pixels."""
-    max_body_bytes: Annotated[int, Field(ge=1024, le=2**32)] = 64 * 2**20
-    """Largest request body of a batch, bytes; a single pair may hold two pictures."""
+    max_clip_bytes: Annotated[int, Field(ge=1024, le=2**30)] = _CLIP.max_bytes
+    """Largest clip as uploaded, bytes; the pictures of a burst together."""
+    max_clip_pixels: Annotated[int, Field(ge=1024, le=_MAX_PIXELS)] = _CLIP.max_pixels
+    """Largest frame of a clip, pixels."""
+    max_clip_frames: Annotated[int, Field(ge=2, le=10**6)] = _CLIP.max_frames
+    """Frames of the longest clip."""
+    max_clip_seconds: Annotated[float, Field(gt=0, le=3600)] = _CLIP.max_seconds
+    """Duration of the longest clip."""
+    max_clip_decoded_pixels: Annotated[int, Field(ge=1024, le=10**12)] = _CLIP.max_decoded_pixels
+    """Pixels of all frames of one clip together."""
+    max_clip_decode_s: Annotated[float, Field(gt=0, le=3600)] = _CLIP.max_decode_seconds
+    """What decoding one clip once may take, seconds by the clock; past it is answered 413."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**32)] = 66 * 2**20
+    """Largest request body, bytes. A pair and a clip have lower caps of their own."""
 
     @field_validator("batch_sizes")
     @classmethod
@@ -92,13 +118,28 @@ class Settings(BaseSettings):
         """What one picture may cost."""
         return Limits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
 
-    @property
-    def max_pair_bytes(self) -> int:
-        """Largest request body of a single pair, bytes.
+    @cached_property
+    def clip_limits(self) -> ClipLimits:
+        """What one clip may cost."""
+        return ClipLimits(
+            max_bytes=self.max_clip_bytes,
+            max_pixels=self.max_clip_pixels,
+            max_frames=self.max_clip_frames,
+            max_seconds=self.max_clip_seconds,
+            max_decoded_pixels=self.max_clip_decoded_pixels,
+            max_decode_seconds=self.max_clip_decode_s,
+        )
 
-        Roomier than two pictures, so that a picture a little too large is named as such.
+    @property
+    def max_single_bytes(self) -> int:
+        """Largest request body of a single pair or clip, bytes.
+
+        Roomier than two pictures or a clip, so that one a little too large is named as such, and
+        that the part headers of a burst have room.
         """
-        return min(self.max_body_bytes, 3 * self.max_image_bytes + _FORM_OVERHEAD_BYTES)
+        pair = 3 * self.max_image_bytes
+        clip = self.max_clip_bytes + self.max_clip_bytes // 64 + MAX_BURST * _PART_HEADER_BYTES
+        return min(self.max_body_bytes, max(pair, clip) + _FORM_OVERHEAD_BYTES)
 
     def model_files(self) -> list[Path]:
         """Return the ONNX files that `models_dir` means."""
@@ -110,6 +151,11 @@ class Settings(BaseSettings):
     def workers(self) -> int:
         """`worker_threads`, resolved."""
         return self.worker_threads or cores()
+
+    @property
+    def clips_at_once(self) -> int:
+        """`clip_workers`, resolved."""
+        return min(self.workers, self.clip_workers or max(1, self.workers - 1))
 
     @property
     def opencv(self) -> int:

@@ -30,7 +30,7 @@ from service.settings import Settings
 __all__ = ["Telemetry", "TelemetryMiddleware"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PROBES = {"/health/live", "/health/ready", "/metrics"}
 """Asked for every few seconds: their lines are written at level debug."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -56,8 +56,8 @@ class Telemetry:
         )
         self.stages = Histogram(
             "mfdan_stage_duration_seconds",
-            "Work of one pair in one stage.",
-            ("stage",),
+            "Work of one pair or clip in one stage.",
+            ("kind", "stage"),
             buckets=_SECONDS,
             registry=registry,
         )
@@ -65,7 +65,9 @@ class Telemetry:
             "mfdan_requests_in_flight", "Requests that wait for their answer.", registry=registry
         )
         self.queue = Gauge(
-            "mfdan_queue_items", "Faces (as asked for) at work or waiting.", registry=registry
+            "mfdan_queue_items",
+            "Faces (as asked for; of a clip, times its candidates) at work or waiting.",
+            registry=registry,
         )
         self.ready = Gauge("mfdan_ready", "1 when a request would be worked on.", registry=registry)
         self.batch_size = Histogram(
@@ -81,6 +83,18 @@ class Telemetry:
             registry=registry,
         )
         self.faces = Counter("mfdan_faces", "Faces answered.", registry=registry)
+        self.clips = Counter(
+            "mfdan_clips", "Clips answered, by container.", ("container",), registry=registry
+        )
+        self.clip_seconds = Counter(
+            "mfdan_clip_seconds", "Duration of the clips answered.", registry=registry
+        )
+        self.candidates = Counter(
+            "mfdan_candidates",
+            "Intervals of clips answered, by who chose them.",
+            ("source",),
+            registry=registry,
+        )
         self.labels = Counter(
             "mfdan_labels", "Answers that stand, by class.", ("model", "label"), registry=registry
         )
@@ -111,9 +125,15 @@ class Telemetry:
         self.batch_duration.observe(seconds)
 
     def answered(self, prediction: Prediction) -> None:
-        """Count what was answered for one pair."""
+        """Count what was answered for one pair or clip."""
+        kind = "pair" if prediction.clip is None else "clip"
         for stage, ms in prediction.timings_ms.items():
-            self.stages.labels(stage).observe(ms / 1e3)
+            self.stages.labels(kind, stage).observe(ms / 1e3)
+        if prediction.clip is not None:
+            self.clips.labels(prediction.clip.container).inc()
+            self.clip_seconds.inc(prediction.clip.duration_s)
+        for candidate in (one for face in prediction.faces for one in face.candidates):
+            self.candidates.labels(candidate.source).inc()
         self.faces.inc(len(prediction.faces))
         for face in prediction.faces:
             if face.reason is None:

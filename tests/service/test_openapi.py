@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
 
+import pytest
 from serving import MakeSettings
 
 from service.app import create_app
+from service.examples import CLIP_PREDICTION, PAIR_PREDICTION
+from service.schemas import Prediction
 
 CHECKED_IN = Path(__file__).parents[2] / "openapi.json"
 
@@ -31,4 +34,9 @@ def test_every_error_is_described_as_a_problem(make_settings: MakeSettings) -> N
 def test_predictions_and_problems_have_examples(make_settings: MakeSettings) -> None:
     responses = create_app(make_settings()).openapi()["paths"]["/predict"]["post"]["responses"]
     assert "example" in responses["400"]["content"]["application/problem+json"]
-    assert "example" in responses["200"]["content"]["application/json"]
+    assert set(responses["200"]["content"]["application/json"]["examples"]) == {"pair", "clip"}
+
+
+@pytest.mark.parametrize("example", [CLIP_PREDICTION, PAIR_PREDICTION])
+def test_the_examples_are_what_the_schema_allows(example: dict) -> None:
+    assert Prediction.model_validate(example).model_dump(mode="json") == example

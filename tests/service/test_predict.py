@@ -43,6 +43,9 @@ def test_a_moved_face_is_answered_with_probabilities(
     assert face["score"] > 0.9
     assert face["quality"]["eye_distance_px"] == pytest.approx(50, abs=5)
     assert face["warnings"] == []
+    assert body["clip"] is None
+    assert face["motion_curve"] is None
+    assert face["candidates"] == []
     box = face["box"]
     assert box["x"] < 160 < box["x"] + box["width"]
     assert box["y"] < 110 < box["y"] + box["height"]
@@ -108,6 +111,8 @@ def test_two_faces_asked_for_are_both_answered_the_larger_first(
     body = post(client, pictures.two, pictures.two_smile, faces="2").json()
     assert body["warnings"] == []
     assert [face["reason"] for face in body["faces"]] == ["no_movement", None]
+    assert [face["reasons"] for face in body["faces"]] == [["no_movement"], []]
+    assert [face["face_id"] for face in body["faces"]] == [1, 2]
     assert body["faces"][0]["box"]["width"] > body["faces"][1]["box"]["width"]
 
 
@@ -203,7 +208,7 @@ def test_a_missing_frame_is_422(client: TestClient, pictures: Pictures, missing:
 
 def test_no_form_at_all_is_422(client: TestClient) -> None:
     body = assert_problem(client.post("/predict"), 422, "invalid_fields")
-    assert [fault["field"] for fault in body["errors"]] == ["onset", "apex"]
+    assert [fault["field"] for fault in body["errors"]] == ["apex", "clip", "frames", "onset"]
 
 
 def test_a_body_of_json_is_422(client: TestClient) -> None:
@@ -250,12 +255,15 @@ def test_a_name_in_an_odd_charset_is_the_callers_fault(
     assert response.headers["content-type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("field", ["clip", "frames"])
-def test_a_clip_is_422_and_told_why(client: TestClient, pictures: Pictures, field: str) -> None:
-    response = client.post("/predict", files={field: pictures.onset})
+@pytest.mark.parametrize("field", ["onset_frame", "apex_frame", "candidates"])
+def test_a_field_of_clips_is_422_with_a_pair(
+    client: TestClient, pictures: Pictures, field: str
+) -> None:
+    response = post(client, pictures.onset, pictures.smile, **{field: "1"})
     body = assert_problem(response, 422, "invalid_fields")
-    assert body["errors"][0]["field"] == field
-    assert "clips are not served by this release" in body["errors"][0]["message"]
+    assert body["errors"] == [
+        {"field": field, "message": "belongs to a clip or frames, not to a pair"}
+    ]
 
 
 def test_a_frame_given_twice_is_422(client: TestClient, pictures: Pictures) -> None:

@@ -48,10 +48,10 @@ def test_a_body_that_grows_too_large_is_413(serve: Serve, pictures: Pictures) ->
         )  # and the service goes on
 
 
-def test_a_pair_may_hold_less_than_a_batch(serve: Serve) -> None:
-    big = b"x" * 20_000
-    with serve(max_image_bytes=1024, max_body_bytes=2**20) as client:
-        files = {"onset": big * 5, "apex": big * 5}
+def test_a_pair_or_clip_may_hold_less_than_a_batch(serve: Serve) -> None:
+    big = b"x" * 300_000
+    with serve(max_image_bytes=1024, max_clip_bytes=1024, max_body_bytes=2**20) as client:
+        files = {"onset": big, "apex": big}
         assert_problem(client.post("/predict", files=files), 413, "body_too_large")
         response = client.post("/predict/batch", files=files)
         assert response.json()["results"][0]["code"] == "image_too_large"

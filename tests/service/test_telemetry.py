@@ -37,8 +37,9 @@ def test_metrics_count_what_was_answered(serve: Serve, pictures: Pictures) -> No
     abstained = (("model", "tiny"), ("reason", "no_movement"))
     assert found["mfdan_abstentions_total", abstained] == 1
     assert found["mfdan_batch_size_sum", ()] == 2
-    assert found["mfdan_stage_duration_seconds_count", (("stage", "flow"),)] == 2
-    assert 0 < found["mfdan_stage_duration_seconds_sum", (("stage", "flow"),)] < 20
+    stage = (("kind", "pair"), ("stage", "flow"))
+    assert found["mfdan_stage_duration_seconds_count", stage] == 2
+    assert 0 < found["mfdan_stage_duration_seconds_sum", stage] < 20
     assert found["mfdan_request_duration_seconds_count", (("route", "/predict"),)] == 3
     assert found["mfdan_requests_in_flight", ()] == 1  # the scrape itself
     assert found["mfdan_queue_items", ()] == 0
