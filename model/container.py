@@ -102,6 +102,8 @@ _MOST_SAMPLES = 8_000_000
 """In all tracks, times the edits of them: each takes 24 bytes of FFmpeg's memory, and a table of
 samples of one size has no entries that the file would have to hold. A minute of uncompressed
 sound at 48 kHz has three million."""
+_MOST_HEADER = 8 * 2**20
+"""Bytes of all that are not frames. FFmpeg takes a second for twenty million of empty boxes."""
 _TABLES = re.compile(rb"(?P<name>stsz|stz2|trun|elst)(?P<flags>.{4})(?P<rest>.{8})|cmov", re.DOTALL)
 
 
@@ -110,12 +112,15 @@ def _check_boxes(data: bytes) -> None:
 
     The tables are sought by name at any depth, since FFmpeg finds them in any box that it opens.
     """
-    samples, edits = 0, 1
+    samples, edits, header = 0, 1, 0
     for name, start, end in _boxes(data):
         if end > len(data):
             raise BrokenClip("the clip is cut short")
         if name == b"mdat":  # frames, not tables
             continue
+        header += end - start
+        if header > _MOST_HEADER:
+            raise ClipTooLarge(f"the clip's header has more than {_MOST_HEADER} bytes")
         for table in _TABLES.finditer(data, start, end):
             if table["name"] is None:
                 raise BrokenClip("the clip's header is compressed, which mfdan does not read")
@@ -179,6 +184,7 @@ def _read_length(data: bytes, at: int) -> tuple[int | None, int]:
 # AVI and WebP: RIFF chunks, each of a name and a length, padded to even ones.
 
 _CHUNK_HEAD = 8
+_MOST_CHUNKS = 100_000
 _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 """What a writer leaves that could not go back to fill it in."""
 
@@ -189,7 +195,9 @@ def _riff_end(data: bytes) -> int:
     An AVI beyond a gigabyte has several.
     """
     end = 0
-    while data.startswith(b"RIFF", end):
+    for _ in range(_MOST_CHUNKS):
+        if not data.startswith(b"RIFF", end):
+            break
         length = _little(data[end + 4 : end + _CHUNK_HEAD])
         if length in _UNKNOWN_LENGTHS:
             return 0
@@ -209,7 +217,6 @@ class Animation:
 
 _STILL_SECONDS = 0.1
 """Of a frame that says 0, as browsers have it."""
-_MOST_CHUNKS = 100_000
 
 
 def read_animation(data: bytes) -> Animation:
@@ -246,8 +253,9 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 _GIF_HEAD = 13
 _GIF_IMAGE, _GIF_EXTENSION, _GIF_TRAILER = 0x2C, 0x21, 0x3B
-_LEAST_LINK = 16
+_LEAST_LINK = 64
 """Bytes, in the mean, of a chain's links; encoders fill them up to 255."""
+_SPARE_LINKS = 20_000
 
 
 def _gif_ends(data: bytes) -> bool:
@@ -255,9 +263,9 @@ def _gif_ends(data: bytes) -> bool:
     if len(data) < _GIF_HEAD:
         return False
     at = _GIF_HEAD + _palette_bytes(data[10])
-    links = len(data) // _LEAST_LINK + 1000
+    links = len(data) // _LEAST_LINK + _SPARE_LINKS
     while at < len(data) and links:
-        kind, at = data[at], at + 1
+        kind, at, links = data[at], at + 1, links - 1
         if kind == _GIF_TRAILER:
             return True
         if kind == _GIF_IMAGE and at + 9 < len(data):
@@ -267,7 +275,6 @@ def _gif_ends(data: bytes) -> bool:
         elif kind:  # a zero too many is harmless
             return False
         else:
-            links -= 1
             continue
         while at < len(data) and (length := data[at]) and links:
             at, links = at + length + 1, links - 1
