@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -167,15 +168,16 @@ def _broken(curve: MotionCurve) -> tuple[NDArray[np.float64], NDArray[np.float64
 def _draw_interval(axes: "Axes", interval: Interval, rank: int, end: float) -> None:
     """Shade an interval; of the one that is answered for, name its moments."""
     colour = _ORANGE if rank == 1 else _GREY
-    offset_s = end if interval.offset_s is None else interval.offset_s
-    axes.axvspan(interval.onset_s, offset_s, color=colour, alpha=0.14, linewidth=0)
+    if interval.source != "middle_frame":  # which is no expression that lasts
+        offset_s = end if interval.offset_s is None else interval.offset_s
+        axes.axvspan(interval.onset_s, offset_s, color=colour, alpha=0.14, linewidth=0)
     top = axes.get_xaxis_transform()
     if rank > 1:
         axes.text(interval.apex_s, 0.98, str(rank), transform=top, ha="center", va="top",
                   fontsize=9, color=colour)  # fmt: skip
         axes.axvline(interval.apex_s, color=colour, linewidth=0.8)
         return
-    moments = [("onset", interval.onset, interval.onset_s, "right")]
+    moments = [("onset", interval.onset, interval.onset_s, "right" if interval.onset else "left")]
     moments.append(("apex", interval.apex, interval.apex_s, "center"))
     if interval.offset is not None and interval.offset_s is not None:
         moments.append(("offset", interval.offset, interval.offset_s, "left"))
@@ -193,8 +195,9 @@ def _draw_crop(axes: "Axes", crop: NDArray[np.uint8], title: str) -> None:
 
 def _draw_flow(axes: "Axes", pair: AlignedPair) -> None:
     """Draw the pair's flow over its onset: colour is length, arrows say where to."""
-    length = magnitude(pair.flow)
-    strong = max(float(np.percentile(length, _STRONG_PERCENTILE)), 1e-3)
+    face = _outline(pair)
+    length = np.where(face, magnitude(pair.flow), 0)  # what is behind the face is no expression
+    strong = max(float(np.percentile(length[face], _STRONG_PERCENTILE)), 1e-3)
     times = max(1.0, round(_ARROW_PX / strong))
     axes.imshow(to_grey(pair.onset), cmap="gray", alpha=0.75)
     shades = axes.imshow(
@@ -202,15 +205,23 @@ def _draw_flow(axes: "Axes", pair: AlignedPair) -> None:
     )
     half = _ARROW_STEP // 2
     y, x = np.mgrid[half : length.shape[0] : _ARROW_STEP, half : length.shape[1] : _ARROW_STEP]
+    x, y = x[face[y, x]], y[face[y, x]]
     u, v = times * pair.flow[:, y, x]
     axes.quiver(x, y, u, v, color="#35c3f0", angles="xy", scale_units="xy", scale=1, width=0.006)
-    axes.set_title(f"flow, arrows {times:.0f} times as long", fontsize=9)
+    axes.set_title(f"flow, arrows {times:.0f} times" if times > 1 else "flow", fontsize=9)
     axes.set_axis_off()
     bar = axes.figure.colorbar(shades, ax=axes, shrink=0.8, pad=0.02)
     if bar.solids is not None:
         bar.solids.set_alpha(1)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("px", fontsize=8)
+
+
+def _outline(pair: AlignedPair) -> NDArray[np.bool_]:
+    """Return the (S, S) mask of the face; all of the crop where the face is not in it."""
+    mask = np.zeros(pair.onset.shape[:2], np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(pair.landmarks.round().astype(np.int32)), 1)
+    return mask.astype(bool) if mask.any() else np.ones_like(mask, bool)
 
 
 def _draw_probabilities(axes: "Axes", verdict: Verdict) -> None:

@@ -8,19 +8,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BadArgument", "Found", "Source", "Stamp", "find_sources", "is_clip"]
+from model.container import sniff_container
+from model.errors import ClipTooLarge, ImageTooLarge, NotAClip
+from service.answers import ClipUpload, Upload
+from service.settings import Settings
+
+__all__ = [
+    "BadArgument",
+    "Found",
+    "Source",
+    "Stamp",
+    "find_sources",
+    "is_clip",
+    "read_upload",
+]
 
 Stamp = tuple[tuple[int, int], ...]
 """Size in bytes and time of change in nanoseconds of each file of a source."""
 
-_HEAD_BYTES = 32
-_SIGNATURES: tuple[tuple[int, bytes], ...] = (
-    *((4, atom) for atom in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
-    (0, b"\x1a\x45\xdf\xa3"),
-    (8, b"AVI "),
-    (0, b"GIF8"),
-)
-_WEBP_FLAGS = 20
+_HEAD_BYTES = 64
+_WEBP_KIND, _WEBP_FLAGS = 12, 20
 _WEBP_ANIMATED = 0x02
 _CLIP_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 _PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -100,9 +107,39 @@ def find_sources(
 
 def is_clip(head: bytes) -> bool:
     """Say whether a file that begins so is a video, a GIF or an animated WebP."""
-    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
-        return len(head) > _WEBP_FLAGS and bool(head[_WEBP_FLAGS] & _WEBP_ANIMATED)
-    return any(head[offset:].startswith(signature) for offset, signature in _SIGNATURES)
+    try:
+        container = sniff_container(head)
+    except NotAClip:
+        return False
+    if container != "webp":
+        return True
+    extended = head[_WEBP_KIND : _WEBP_KIND + 4] == b"VP8X" and len(head) > _WEBP_FLAGS
+    return extended and bool(head[_WEBP_FLAGS] & _WEBP_ANIMATED)
+
+
+def read_upload(paths: Sequence[Path], settings: Settings) -> Upload | ClipUpload:
+    """Read one clip, or an onset and an apex; what is larger than the caps is not read.
+
+    Raises: ClipTooLarge, ImageTooLarge, OSError.
+    """
+    if len(paths) == len(_PAIR):
+        limit = settings.max_image_bytes
+        for name, path in zip(_PAIR, paths, strict=True):
+            if (size := path.stat().st_size) > limit:
+                raise ImageTooLarge(
+                    f"{name}: the picture holds {size} bytes, at most {limit} are taken"
+                )
+        onset, apex = (_read(path, limit) for path in paths)
+        return Upload(onset, apex)
+    limit = settings.max_clip_bytes
+    if (size := paths[0].stat().st_size) > limit:
+        raise ClipTooLarge(f"the clip holds {size} bytes, at most {limit} are taken")
+    return ClipUpload(_read(paths[0], limit))
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit + 1)  # it may have grown: then the engine refuses it
 
 
 def _absolute(path: str | Path) -> Path:

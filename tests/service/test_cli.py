@@ -47,8 +47,8 @@ def test_predict_says_what_the_api_says_with_json(frames: dict[str, str]) -> Non
 
 def test_predict_tells_that_nothing_moved(frames: dict[str, str]) -> None:
     result = run("predict", frames["onset"], frames["onset"])
-    assert "abstains: no movement" in result.output
-    assert "identical frames" in result.output
+    assert "abstains: nothing moved" in result.output
+    assert "onset and apex are the same picture" in result.output
 
 
 def test_predict_answers_for_as_many_faces_as_asked(frames: dict[str, str]) -> None:

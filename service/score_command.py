@@ -1,0 +1,238 @@
+"""`mfdan score`: its options, its progress, what it says at the end."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from model.session import Session
+from service.answers import Options
+from service.command_line import BAD_USAGE, ModelOption, failed, open_models, read_settings
+from service.journal import Journal, JournalInUse, JournalMismatch
+from service.scoring import Outcome, columns, fingerprint, score
+from service.settings import MAX_CANDIDATES, MAX_FACES, Settings
+from service.sources import BadArgument, Found, Source, find_sources
+from service.tables import MissingExtra, Row, check_format, write_table
+from service.wording import in_words
+
+__all__ = ["score_command"]
+
+_LONGEST_MS = {"deadline_ms": 600_000, "clip_deadline_ms": 3_600_000}
+"""Nobody waits at the other end, and a machine at full load is slow."""
+_INTERRUPTED = 130
+_LINE_EVERY_S = 30.0
+
+
+def score_command(  # noqa: PLR0913 - one parameter for each option
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR|FILE|GLOB]...",
+            show_default=False,
+            help="Folders, clips and patterns. A folder's pictures onset.* and apex.* are a pair.",
+        ),
+    ] = None,
+    *,
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="File of results: .parquet, .csv or .jsonl.")
+    ],
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="CSV with columns onset and apex, or clip; paths relative to its folder.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    faces: Annotated[int, typer.Option(min=1, max=MAX_FACES, help="Faces to answer for.")] = 1,
+    candidates: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_CANDIDATES, help="Intervals of each face to answer for."),
+    ] = 5,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, whatever was done before.")
+    ] = False,
+) -> None:
+    """Score many clips and pairs into one table; run again, it goes on where it was stopped."""
+    journal_path = out.with_name(f"{out.name}.journal.jsonl")
+    _check_out(out)
+    found = _found(paths or [], manifest, (out, journal_path))
+    settings = read_settings(model=model, **_LONGEST_MS)
+    settings = settings.model_copy(
+        update={
+            "clip_workers": settings.workers,
+            "queue_items": max(settings.queue_items, settings.workers * faces * candidates),
+        }
+    )
+    sessions = open_models(settings)
+    options = Options(faces=faces, candidates=candidates)
+    with _open_journal(out, journal_path, settings, sessions, options, overwrite) as journal:
+        _score_missing(found, journal, settings, sessions, options)
+        errors = _write(out, found, journal, sessions)
+    if errors:
+        raise typer.Exit(1)
+
+
+def _check_out(out: Path) -> None:
+    try:
+        check_format(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, MissingExtra) as error:
+        raise failed(str(error), status=BAD_USAGE) from None
+    except OSError as error:
+        raise failed(f"{out.parent}: {error.strerror}", status=BAD_USAGE) from None
+
+
+def _found(paths: Sequence[str], manifest: Path | None, ignored: Sequence[Path]) -> Found:
+    try:
+        found = find_sources(paths, manifest, ignored)
+    except BadArgument as error:
+        raise failed(str(error), status=BAD_USAGE) from None
+    if not found.sources:
+        skipped = f"; {found.skipped} other files" if found.skipped else ""
+        raise failed(f"there is nothing to score: no clip and no pair{skipped}", status=BAD_USAGE)
+    return found
+
+
+def _open_journal(  # noqa: PLR0913, PLR0917 - what fixes the results
+    out: Path,
+    path: Path,
+    settings: Settings,
+    sessions: dict[str, Session],
+    options: Options,
+    overwrite: bool,  # noqa: FBT001 - the option's value
+) -> Journal:
+    if overwrite:
+        path.unlink(missing_ok=True)
+    elif out.exists() and not path.exists():
+        raise failed(
+            f"{out} is there already, and nothing says what with; --overwrite replaces it",
+            status=BAD_USAGE,
+        )
+    run = fingerprint(next(iter(sessions.values())).spec, settings, options)
+    try:
+        return Journal(path, run)
+    except JournalMismatch:
+        raise failed(
+            f"{path} is of another model, version or other options; --overwrite begins anew",
+            status=BAD_USAGE,
+        ) from None
+    except JournalInUse:
+        raise failed(f"another run is writing {path}", status=BAD_USAGE) from None
+    except OSError as error:
+        raise failed(f"{path}: {error.strerror}") from None
+
+
+def _score_missing(
+    found: Found,
+    journal: Journal,
+    settings: Settings,
+    sessions: dict[str, Session],
+    options: Options,
+) -> None:
+    missing = [source for source in found.sources if not _is_done(source, journal)]
+    say = Console(stderr=True, highlight=False)
+    before = len(found.sources) - len(missing)
+    if before:
+        say.print(f"{before} of {len(found.sources)} were done before", markup=False)
+    if not missing:
+        return
+    try:
+        with _Progress(say, len(found.sources), before) as progress:
+            asyncio.run(score(missing, journal, settings, sessions, options, progress))
+    except KeyboardInterrupt:
+        say.print("stopped; the same command goes on from here")
+        raise typer.Exit(_INTERRUPTED) from None
+    except OSError as error:
+        raise failed(f"the journal cannot be written: {error.strerror}") from None
+
+
+def _is_done(source: Source, journal: Journal) -> bool:
+    try:
+        return journal.is_done(source, source.stamp())
+    except OSError:
+        return False
+
+
+def _write(out: Path, found: Found, journal: Journal, sessions: dict[str, Session]) -> int:
+    """Write the results and say what they are; return how many files failed."""
+    codes: Counter[str] = Counter()
+
+    def rows() -> Iterator[Row]:
+        for source in found.sources:
+            of_file = journal.rows(source)
+            codes.update(row["error_code"] for row in of_file if row.get("error_code"))
+            yield from of_file
+
+    try:
+        count = write_table(out, columns(next(iter(sessions.values())).spec), rows())
+    except OSError as error:
+        raise failed(f"{out}: {error.strerror}") from None
+    say = Console(highlight=False, soft_wrap=True)
+    say.print(f"{out}: {count} rows of {len(found.sources)} files", markup=False)
+    if found.skipped:
+        say.print(f"{found.skipped} other files are neither clips nor pairs")
+    if codes:
+        say.print(f"{codes.total()} files failed:")
+        for code, number in codes.most_common():
+            say.print(f"{number:6d} {in_words(code)}")
+    return codes.total()
+
+
+class _Progress:
+    """A bar where there is a terminal, else a line every half minute; and each failure."""
+
+    def __init__(self, console: Console, total: int, before: int) -> None:
+        self._console = console
+        self._total, self._done, self._before, self._failed = total, before, before, 0
+        self._start = self._told = time.perf_counter()
+        self._bar = Progress(
+            TextColumn("score"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("score", total=total, completed=before, state="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Count one source."""
+        self._done += 1
+        if outcome.error_code is not None:
+            self._failed += 1
+            line = f"{outcome.source.names[0]}: {outcome.error}"
+            self._console.print(line, markup=False, soft_wrap=True)
+        self._bar.update(self._task, completed=self._done, state=self._state)
+        if self._bar.disable and time.perf_counter() - self._told > _LINE_EVERY_S:
+            self._told = time.perf_counter()
+            self._console.print(f"{self._done}/{self._total}, {self._state}", markup=False)
+
+    @property
+    def _state(self) -> str:
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        speed = (self._done - self._before) / seconds
+        return f"{speed:.1f} files/s, {self._failed} failed"
