@@ -30,8 +30,7 @@ from model.spotting import (
     SpotOptions,
     Trajectory,
     around,
-    heights,
-    sketches,
+    search,
     threshold,
     unfinished,
 )
@@ -185,33 +184,31 @@ def _frames(clip: Clip, check: Callable[[], None], timings: dict[str, float]) ->
         yield frame
 
 
+_Searched = tuple[Trajectory, NDArray[np.float64], list[Sketch]]
+"""A trajectory, the heights of its moments, and its intervals."""
 _NEEDED = 2
 """Frames of an onset and an apex: somebody seen in one alone cannot be answered for."""
 
 
 def _spot(track: Track, options: ClipOptions) -> _Spotted:
-    curve = _curve(track, options.spotting)
+    searched = [(one, *search(one, options.spotting)) for one in track.trajectories]
+    curve = _curve(searched, options.spotting)
     if len(curve.frames) < _NEEDED:
         return _Spotted(track, [], curve)
     if options.onset_frame is not None or options.apex_frame is not None:
         intervals = _given(track, options)
     else:
-        intervals = _strongest(track, curve, options) or [_middle(curve)]
+        intervals = _strongest(searched, curve, options) or [_middle(curve)]
     return _Spotted(track, intervals, curve)
 
 
-def _curve(track: Track, options: SpotOptions) -> MotionCurve:
+def _curve(searched: list[_Searched], options: SpotOptions) -> MotionCurve:
     """Join the heights of a track's trajectories; where two overlap, the greater counts."""
     highest: dict[int, tuple[float, float]] = {}
-    for trajectory in track.trajectories:
-        rows = zip(
-            trajectory.frames.tolist(),
-            trajectory.times_s.tolist(),
-            heights(trajectory, options).tolist(),
-            strict=True,
-        )
+    for trajectory, heights, _ in searched:
+        rows = zip(trajectory.frames.tolist(), trajectory.times_s.tolist(), heights, strict=True)
         for frame, at, height in rows:
-            highest[frame] = at, max(height, highest.get(frame, (at, 0.0))[1])
+            highest[frame] = at, max(float(height), highest.get(frame, (at, 0.0))[1])
     frames = sorted(highest)
     times = np.array([highest[frame][0] for frame in frames])
     motion = np.array([highest[frame][1] for frame in frames])
@@ -219,11 +216,13 @@ def _curve(track: Track, options: SpotOptions) -> MotionCurve:
     return MotionCurve(np.array(frames, int), times, motion, threshold(motion, seconds, options))
 
 
-def _strongest(track: Track, curve: MotionCurve, options: ClipOptions) -> list[Interval]:
+def _strongest(
+    searched: list[_Searched], curve: MotionCurve, options: ClipOptions
+) -> list[Interval]:
     found = [
         (sketch, trajectory)
-        for trajectory in track.trajectories
-        for sketch in _sketches(trajectory, options.spotting)
+        for trajectory, _, sketches in searched
+        for sketch in sketches or _unfinished(trajectory, options.spotting)
         if sketch.height >= curve.threshold_px
     ]
     ceiling = options.spotting.ceiling_px
@@ -237,14 +236,16 @@ def _strongest(track: Track, curve: MotionCurve, options: ClipOptions) -> list[I
     return kept
 
 
-def _sketches(trajectory: Trajectory, options: SpotOptions) -> list[Sketch]:
-    found = sketches(trajectory, options)
+def _unfinished(trajectory: Trajectory, options: SpotOptions) -> list[Sketch]:
+    """Return the expression with which a clip as short as one expression ends."""
     seconds = trajectory.times_s[-1] - trajectory.times_s[0]
     whole = trajectory.starts_scene and trajectory.ends_scene
-    if not found and whole and seconds <= 2 * options.longest_phase_s:
-        alone = unfinished(trajectory, options)
-        return [] if alone is None else [alone]
-    return found
+    alone = (
+        unfinished(trajectory, options)
+        if whole and seconds <= 2 * options.longest_phase_s
+        else None
+    )
+    return [] if alone is None else [alone]
 
 
 def _interval(sketch: Sketch, trajectory: Trajectory) -> Interval:

@@ -22,8 +22,7 @@ __all__ = [
     "SpotOptions",
     "Trajectory",
     "around",
-    "heights",
-    "sketches",
+    "search",
     "threshold",
     "unfinished",
 ]
@@ -150,28 +149,24 @@ def smooth(values: FloatArray, times: FloatArray, deviation_s: float) -> FloatAr
     return np.asarray(np.tensordot(weights, values, axes=1))
 
 
-def heights(trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING) -> FloatArray:
-    """Return (N,): how far the face at each moment stands from a state that it left and regains.
+def search(
+    trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING
+) -> tuple[FloatArray, list[Sketch]]:
+    """Return the height of every moment, (N,) pixels, and the intervals, the highest first.
 
     The height of moment a is the largest min(d(o, a), d(a, f), d(a, r)) - `return_cost` d(o, f)
     over moments o before and f after it, within `longest_phase_s`; d is `distances` of the
     smoothed places, r the state that a face drifting evenly from o to f has at a. So neither
     drift nor a step has height. 0 at the ends, where one side is not known.
-    """
-    places = smooth(trajectory.places, trajectory.times_s, options.smoothing_s)
-    return np.array([found.height for found in _best(places, trajectory.times_s, options)])
 
-
-def sketches(trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING) -> list[Sketch]:
-    """Return the intervals of a trajectory that do not overlap, the highest first.
-
-    Every local maximum of the heights is one; whether it is high enough is for the caller, who
-    knows the whole clip (`threshold`).
+    Intervals do not overlap. Every local maximum of the heights is one; whether it is high enough
+    is for the caller, who knows the whole clip (`threshold`).
     """
     times = trajectory.times_s
     places = smooth(trajectory.places, times, options.smoothing_s)
+    best = _best(places, times, options)
     found: list[Sketch] = []
-    for rough in sorted(_best(places, times, options), key=lambda sketch: -sketch.height):
+    for rough in sorted(best, key=lambda sketch: -sketch.height):
         if rough.height <= 0:
             break
         if any(rough.onset < other.offset and other.onset < rough.offset for other in found):
@@ -179,7 +174,7 @@ def sketches(trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING) ->
         fine = _refined(rough, places, times, options)
         if not _restless(fine, places, times, options):
             found.append(fine)
-    return found
+    return np.array([sketch.height for sketch in best]), found
 
 
 def threshold(curve: FloatArray, seconds: float, options: SpotOptions = DEFAULT_SPOTTING) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.clip import Frame
-from model.face import STABLE_LANDMARKS, Box, Face, FaceFinder, align, similarity_transform
+from model.face import Box, Face, FaceFinder, align, similarity_transform
 from model.flow import point_flow, rigid_moves
 from model.regions import REGIONS
 from model.spec import ModelSpec
@@ -27,12 +27,14 @@ Grey = NDArray[np.uint8]
 SPOTTED_REGIONS = tuple(name for name in REGIONS if not name.endswith("_lid") and name != "nose")
 """Lids blink, and the nose is what the others are measured against."""
 _STEADY = len(SPOTTED_REGIONS)
-_ANCHORS = [i for name in SPOTTED_REGIONS for i in REGIONS[name]]
-_ANCHORS += [*REGIONS["nose"], *STABLE_LANDMARKS]
+_NOSE = (*REGIONS["nose"], 168, 6, 197, 195)
+"""Wings and tip, then down the bridge."""
+_ANCHORS = [i for name in SPOTTED_REGIONS for i in REGIONS[name]] + [*_NOSE]
 _REGION_OF = np.array(
     [place for place, name in enumerate(SPOTTED_REGIONS) for _ in REGIONS[name]]
-    + [_STEADY] * (len(REGIONS["nose"]) + len(STABLE_LANDMARKS))
+    + [_STEADY] * len(_NOSE)
 )
+_BROWS = [place for place, name in enumerate(SPOTTED_REGIONS) if name.endswith("_brow")]
 _CORNERS = np.array([(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)])
 
 
@@ -44,10 +46,12 @@ class TrackingOptions:
     """Between two looks for faces; a quarter of it while nobody is followed."""
     stretch_s: float = 2.0
     """Length of a stretch; the next begins at its middle."""
-    crop_px: int = 96
+    crop_px: int = 128
     """Side of the crops that flow is computed on."""
     window: float = 0.14
     """Side of the square that a point is recognised by, as a share of the crop."""
+    brow_window: float = 0.1
+    """Likewise at the brows, where a larger one would see the lids blink."""
     spread: float = 0.05
     """Four points stand around each landmark of a region, this many eye distances aside."""
     rate_hz: float = 100.0
@@ -235,12 +239,16 @@ class Tracker:
         )
 
     def _measure(self, stretch: _Stretch, frame: Frame, grey: Grey) -> None:
-        size = self._options.crop_px
+        options, size = self._options, self._options.crop_px
         start = time.perf_counter()
         crop = align(grey, stretch.transform, size)
         aligned = time.perf_counter()
-        window = 2 * round(self._options.window * size / 2) + 1
-        moves = point_flow(stretch.reference, crop, stretch.points, stretch.head, window)
+        moves = np.empty_like(stretch.points)
+        brows = np.isin(stretch.regions, _BROWS)
+        for some, window in ((brows, options.brow_window), (~brows, options.window)):
+            points, expected = stretch.points[some], stretch.head[some]
+            side = 2 * round(window * size / 2) + 1
+            moves[some] = point_flow(stretch.reference, crop, points, expected, side)
         stretch.head = rigid_moves(stretch.points, moves)
         own = (moves - stretch.head) * (self._spec.input_size / size)
         stretch.frames.append(frame.index)

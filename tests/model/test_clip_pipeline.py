@@ -26,7 +26,9 @@ TALKING = Path(__file__).parents[3] / "shared" / "clips" / "talking-640x360.mp4"
 def clip_of(frames: Iterable[np.ndarray], fps: float) -> Clip:
     """As a telephone writes them, or, from 200 frames a second, a laboratory's camera."""
     if fps >= 200:
-        return open_clip(encode_clip(list(frames), fps, "avi", "mjpeg", options={"qmin": "2", "qmax": "3"}))
+        return open_clip(
+            encode_clip(list(frames), fps, "avi", "mjpeg", options={"qmin": "2", "qmax": "3"})
+        )
     return open_clip(encode_clip(list(frames), fps, options={"crf": "18"}))
 
 

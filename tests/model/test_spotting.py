@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.spotting import (
+    Sketch,
     SpotOptions,
     Trajectory,
     around,
-    heights,
-    sketches,
+    search,
     threshold,
     unfinished,
 )
@@ -29,6 +29,14 @@ def there_and_back(
 
 def trajectory(times: np.ndarray, places: np.ndarray) -> Trajectory:
     return Trajectory(np.arange(len(times)), times, places)
+
+
+def heights(given: Trajectory) -> np.ndarray:
+    return search(given)[0]
+
+
+def sketches(given: Trajectory) -> list[Sketch]:
+    return search(given)[1]
 
 
 def seconds(fps: float, length: float = 2.0) -> np.ndarray:
