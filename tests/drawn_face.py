@@ -8,7 +8,7 @@ expression is a smooth displacement of skin and features together.
 
 import sys
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ def draw_face(  # noqa: PLR0913 - each argument is one thing a test varies
     roll_degrees: float = 0.0,
     brow_lift: float = 0.0,
     smile: float = 0.0,
+    lids: float = 0.0,
 ) -> Image:
     """Draw one frontal face over a copy of the scene; return it, RGB (H, W, 3).
 
@@ -51,6 +52,7 @@ def draw_face(  # noqa: PLR0913 - each argument is one thing a test varies
     roll_degrees: rotation in the picture, positive is clockwise.
     brow_lift, smile: how far both brows, both mouth corners go up at their peak, pixels;
     the skin around them moves along.
+    lids: how far both upper lids are down, 0 open to 1 closed.
     """
     canvas = (background() if scene is None else scene).astype(np.float64)
     x, y = _face_coordinates(canvas.shape, centre, eye_distance, roll_degrees)
@@ -58,7 +60,11 @@ def draw_face(  # noqa: PLR0913 - each argument is one thing a test varies
         bumps = sum(np.exp(-((x - s * cx) ** 2 + (y - cy) ** 2) / spread**2) for s in (-1, 1))
         y = y + lift / eye_distance * bumps  # what is seen here stood further down
     skin = tuple(min(255.0, channel * tone) for channel in SKIN)
-    for mask, colour in _layers(x, y, 1.5 / eye_distance, (skin[0], skin[1], skin[2])):
+    edge = 1.5 / eye_distance
+    layers = _layers(x, y, edge, (skin[0], skin[1], skin[2]))
+    if lids:
+        layers = chain(layers, _lowered_lids(x, y, edge, (skin[0], skin[1], skin[2]), lids))
+    for mask, colour in layers:
         alpha = mask[..., None]
         canvas = canvas * (1 - alpha) + np.array(colour) * alpha
     head = _ellipse(x, y, 0, 0.42, 1.08, 1.48, 0.1)[..., None]
@@ -106,6 +112,19 @@ def _layers(x: Plane, y: Plane, edge: float, skin: Colour) -> Iterator[tuple[Pla
     yield lips, LIPS
     yield lips * _ellipse(x, y, 0, 1.07, 0.38, 0.014, edge), (70, 25, 30)  # where they meet
     yield 0.6 * _ellipse(x, y, 0, 1.3, 0.25, 0.04, 0.06), dark  # below the lip
+
+
+def _lowered_lids(
+    x: Plane, y: Plane, edge: float, skin: Colour, closed: float
+) -> Iterator[tuple[Plane, Colour]]:
+    """Yield what covers the eyes of `_layers` when the upper lids are down: skin, then lashes."""
+    shaded: Colour = (skin[0] * 0.8, skin[1] * 0.8, skin[2] * 0.8)
+    for s in (-1, 1):
+        eye = _ellipse(x, y, 0.5 * s, -0.01, 0.25, 0.14, edge)
+        arch = np.sqrt(np.clip(1 - ((x - 0.5 * s) / 0.25) ** 2, 0, 1))
+        below = y - (0.01 + (2 * closed - 1) * 0.11 * arch)  # from the lid's rim
+        yield eye / (1 + np.exp(np.clip(4 * below / edge, -40, 40))), shaded
+        yield 0.9 * eye * np.exp(-((below / 0.025) ** 2)), HAIR
 
 
 def _ellipse(  # noqa: PLR0913, PLR0917 - an ellipse has this many numbers
