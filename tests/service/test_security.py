@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_clips import encode_clip, encode_pictures
+from drawn_expression_clips import drawn_clip
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
@@ -110,13 +112,45 @@ def test_an_upload_never_touches_the_disk(client: TestClient, opened: Opened) ->
     assert opened.paths == []
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+@pytest.fixture(scope="module")
+def noisy_frames() -> list[np.ndarray]:
+    """A drawn face in much noise, which no codec makes small."""
+    frames, _ = drawn_clip(fps=50, noise=12, size=(360, 480), eye_distance=90, seconds=0.5)
+    return frames
+
+
+@pytest.mark.parametrize("container", ["mkv", "webp"])
+def test_a_clip_never_touches_the_disk(
+    client: TestClient, opened: Opened, noisy_frames: list[np.ndarray], container: str
+) -> None:
+    clip = (
+        encode_pictures(noisy_frames, 50)
+        if container == "webp"
+        else encode_clip(noisy_frames, 50, "mkv", "ffv1")
+    )
+    assert len(clip) > 3 * 2**20
+    opened.watching = True
+    response = client.post("/predict", files={"clip": clip})
+    opened.watching = False
+    assert response.status_code == 200
+    assert len(response.json()["faces"]) == 1
+    assert opened.paths == []
+
+
+@pytest.mark.parametrize("kind", ["pair", "batch", "clip", "frames"])
 def test_an_upload_is_held_once_while_it_is_worked_on(
-    serve: Serve, held: HeldSession, pictures: Pictures, path: str
+    serve: Serve, held: HeldSession, pictures: Pictures, kind: str
 ) -> None:
     """The form's own buffers are freed once their parts are read."""
+    path = "/predict/batch" if kind == "batch" else "/predict"
+    files: object = pictures.pair
+    if kind == "clip":
+        files = {"clip": encode_clip(drawn_clip(fps=25, peak_px=0)[0], 25)}
+    if kind == "frames":
+        files = [("frames", pictures.onset), ("frames", pictures.smile)]
+    data = {"fps": "25"} if kind == "frames" else {}
     with serve(held) as client, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.post, path, files=pictures.pair)
+        first = pool.submit(client.post, path, files=files, data=data)
         assert held.started.wait(20)
         # By type: isinstance would wake whatever lazy objects other tests have imported.
         parts = [part for part in gc.get_objects() if issubclass(type(part), UploadFile)]

@@ -6,6 +6,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 import model
+from model.clip import ClipLimits
 from service.settings import Settings, cores
 
 
@@ -36,6 +37,10 @@ def test_the_packaged_models_are_the_default() -> None:
         {"batch_sizes": (1, 65)},
         {"device": "tpu"},
         {"retry_after": 3},
+        {"max_clip_frames": 1},
+        {"max_clip_seconds": 0},
+        {"max_clip_pixels": 10**9},
+        {"clip_deadline_ms": 0},
     ],
 )
 def test_settings_out_of_bounds_are_refused(bad: dict[str, object]) -> None:
@@ -50,6 +55,23 @@ def test_thread_counts_are_set_together() -> None:
     assert Settings(worker_threads=1).opencv == cores()
     assert Settings(worker_threads=4 * cores()).opencv == 1
     assert Settings(worker_threads=3, opencv_threads=2, onnx_threads=5).onnx == 5
+
+
+def test_clips_leave_a_worker_to_pairs_unless_told_otherwise() -> None:
+    assert Settings(worker_threads=4).clips_at_once == 3
+    assert Settings(worker_threads=1).clips_at_once == 1
+    assert Settings(worker_threads=4, clip_workers=4).clips_at_once == 4
+    assert Settings(worker_threads=2, clip_workers=4).clips_at_once == 2
+
+
+def test_the_caps_of_clips_are_those_of_the_decoder_unless_set() -> None:
+    assert Settings().clip_limits == ClipLimits()
+    assert Settings(max_clip_seconds=5).clip_limits == ClipLimits(max_seconds=5)
+
+
+def test_a_clip_a_little_too_large_is_read_so_that_it_can_be_named() -> None:
+    settings = Settings()
+    assert settings.max_clip_bytes < settings.max_single_bytes <= settings.max_body_bytes
 
 
 def test_the_quota_of_a_container_bounds_the_cores(tmp_path: Path) -> None:

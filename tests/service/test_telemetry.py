@@ -3,6 +3,8 @@ import json
 import re
 
 import pytest
+from drawn_clips import encode_clip
+from drawn_expression_clips import drawn_clip
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Pictures, Serve
@@ -44,6 +46,23 @@ def test_metrics_count_what_was_answered(serve: Serve, pictures: Pictures) -> No
     assert found["mfdan_requests_in_flight", ()] == 1  # the scrape itself
     assert found["mfdan_queue_items", ()] == 0
     assert found["mfdan_ready", ()] == 1
+
+
+def test_metrics_count_clips_their_seconds_and_who_chose_their_frames(serve: Serve) -> None:
+    clip = encode_clip(drawn_clip(fps=25)[0], 25, options={"crf": "18"})
+    with serve() as client:
+        found = client.post("/predict", files={"clip": clip}).json()["faces"][0]
+        client.post("/predict", files={"clip": clip}, data={"apex_frame": "14"})
+        client.post("/predict", files={"clip": b"x"})
+        counts = samples(client)
+    assert counts["mfdan_clips_total", (("container", "mp4"),)] == 2
+    assert counts["mfdan_clip_seconds_total", ()] == pytest.approx(2.4)
+    assert counts["mfdan_candidates_total", (("source", "given"),)] == 1
+    spotted = counts["mfdan_candidates_total", (("source", "spotted"),)]
+    assert spotted == len(found["candidates"])
+    stage = (("kind", "clip"), ("stage", "spot"))
+    assert counts["mfdan_stage_duration_seconds_count", stage] == 2
+    assert counts["mfdan_rejections_total", (("code", "not_a_clip"),)] == 1
 
 
 def requests(route: str, status: int) -> tuple[tuple[str, str], ...]:
@@ -103,12 +122,14 @@ def test_a_log_line_tells_of_the_request_and_nothing_of_the_picture(
         files = {"onset": ("maria.png", pictures.onset), "apex": ("maria2.png", pictures.smile)}
         client.post("/predict", files=files)
         client.post("/predict", files={"onset": ("maria.png", b"x")})
+        client.post("/predict", files={"clip": ("maria.mp4", b"x")})
         client.get("/health/live")
     output = capsys.readouterr()
     lines = [json.loads(line) for line in output.out.splitlines()]
     assert [(line["route"], line["status"], line["code"]) for line in lines] == [
         ("/predict", 200, None),
         ("/predict", 422, "invalid_fields"),
+        ("/predict", 415, "not_a_clip"),
     ]
     assert set(lines[0]) == {
         "request_id",

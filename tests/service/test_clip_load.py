@@ -1,0 +1,204 @@
+"""Clips and the service's limits: deadline, leavers, places, queue, memory."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import httpx2
+import pytest
+from drawn_clips import encode_clip
+from drawn_expression_clips import drawn_clip
+from serving import HeldSession, MakeSettings, Pictures, Serve, served, until, wait_for
+
+from model.tracking import Tracker
+from service.app import create_app
+from service.engine import ClipUpload, DeadlineExceeded, Engine, Options, QueueFull
+
+FRAMES = 40
+
+
+@pytest.fixture(scope="module")
+def clip() -> bytes:
+    frames, _ = drawn_clip(fps=50, seconds=FRAMES / 50, onset_s=0.2, apex_s=0.4, offset_s=0.6)
+    return encode_clip(frames, 50)
+
+
+class Following:
+    """Holds the worker that follows a clip at one frame, and counts the frames."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int = 5) -> None:
+        self.frames = 0
+        self.reached, self.may_go = threading.Event(), threading.Event()
+        feed = Tracker.feed
+
+        def held(tracker: Tracker, *given: object, **named: object) -> None:
+            self.frames += 1
+            if self.frames == at:
+                self.reached.set()
+                assert self.may_go.wait(20)
+            feed(tracker, *given, **named)
+
+        monkeypatch.setattr(Tracker, "feed", held)
+
+
+@pytest.fixture
+def following(monkeypatch: pytest.MonkeyPatch) -> Iterator[Following]:
+    following = Following(monkeypatch)
+    yield following
+    following.may_go.set()
+
+
+def test_past_its_deadline_a_clip_is_504_and_no_more_of_it_is_decoded(
+    make_settings: MakeSettings, following: Following, clip: bytes
+) -> None:
+    async def run() -> None:
+        async with Engine.open(make_settings(clip_deadline_ms=300)) as engine:
+            await engine.warmed_up()
+            with pytest.raises(DeadlineExceeded, match="300 ms"):
+                await engine.predict_clip(ClipUpload(clip))
+            assert engine.items == 0
+            following.may_go.set()
+
+    asyncio.run(run())  # closing waits for the worker
+    assert following.frames == 5
+
+
+def test_a_late_clip_is_answered_504(serve: Serve, following: Following, clip: bytes) -> None:
+    with serve(clip_deadline_ms=300, deadline_ms=1) as client:
+        response = client.post("/predict", files={"clip": clip})
+        assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+        following.may_go.set()
+
+
+def test_the_clip_of_a_caller_who_hung_up_is_decoded_no_further(
+    make_settings: MakeSettings, following: Following, clip: bytes
+) -> None:
+    app = create_app(make_settings())
+    with served(app) as url:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/predict", files={"clip": clip}, timeout=1)
+        assert following.reached.is_set()
+        gone = 'mfdan_rejections_total{code="client_gone"} 1.0'
+        wait_for(lambda: gone in httpx2.get(f"{url}/metrics").text)
+        assert "mfdan_queue_items 0.0" in httpx2.get(f"{url}/metrics").text
+        following.may_go.set()
+        assert httpx2.post(f"{url}/predict", files={"clip": clip}, timeout=30).is_success
+    assert following.frames == 5 + FRAMES
+
+
+def test_an_upload_broken_off_leaves_nothing_behind(
+    make_settings: MakeSettings, clip: bytes
+) -> None:
+    """The body ends before the clip does."""
+    head = b'--b\r\nContent-Disposition: form-data; name="clip"; filename="c"\r\n\r\n'
+
+    async def run() -> None:
+        app = create_app(make_settings())
+        async with app.router.lifespan_context(app) as state:
+            await state["engine"].warmed_up()
+            messages = iter(
+                [
+                    {"type": "http.request", "body": head + clip[:5000], "more_body": True},
+                    {"type": "http.disconnect"},
+                ]
+            )
+
+            async def receive() -> dict:
+                return next(messages)
+
+            async def send(_message: dict) -> None:
+                pass
+
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "raw_path": b"/predict",
+                "query_string": b"",
+                "headers": [(b"content-type", b"multipart/form-data; boundary=b")],
+                "state": dict(state),
+            }
+            async with asyncio.timeout(20):
+                await app(scope, receive, send)
+            assert state["engine"].items == 0
+            exposition = state["telemetry"].exposition().decode()
+            assert "mfdan_requests_in_flight 0.0" in exposition
+            assert "mfdan_clips_total{" not in exposition
+
+    asyncio.run(run())
+
+
+def test_pairs_and_probes_are_answered_while_clips_are_worked_on(
+    serve: Serve, following: Following, clip: bytes, pictures: Pictures
+) -> None:
+    """Two workers, two clips: one of them waits, and a worker is left to pairs."""
+    with serve(worker_threads=2) as client, ThreadPoolExecutor(2) as pool:
+        clips = [pool.submit(client.post, "/predict", files={"clip": clip}) for _ in range(2)]
+        assert following.reached.wait(20)
+        wait_for(lambda: "mfdan_queue_items 10.0" in client.get("/metrics").text)
+        assert client.post("/predict", files=pictures.pair).status_code == 200
+        assert client.get("/health/ready").status_code == 200
+        following.may_go.set()
+        assert [one.result().status_code for one in clips] == [200, 200]
+
+
+def test_a_clip_is_admitted_with_all_that_it_may_ask_of_the_network(
+    make_settings: MakeSettings, following: Following, clip: bytes
+) -> None:
+    async def run() -> None:
+        async with Engine.open(make_settings(queue_items=128)) as engine:
+            await engine.warmed_up()
+            greedy = Options(faces=8, candidates=10)
+            first = asyncio.create_task(engine.predict_clip(ClipUpload(clip), greedy))
+            await until(following.reached.is_set)
+            assert engine.items == 80
+            with pytest.raises(QueueFull):
+                await engine.predict_clip(ClipUpload(clip), greedy)
+            named = Options(faces=8, candidates=10, apex_frame=20)
+            second = asyncio.create_task(engine.predict_clip(ClipUpload(clip), named))
+            await until(lambda: engine.items == 88)
+            following.may_go.set()
+            await asyncio.gather(first, second)
+            assert engine.items == 0
+
+    asyncio.run(run())
+
+
+def test_the_candidates_of_a_clip_share_a_batch(
+    make_settings: MakeSettings, held: HeldSession
+) -> None:
+    """They wait together while the network is busy with something else."""
+    sizes: list[int] = []
+    once, _ = drawn_clip(fps=30, seconds=1.5, onset_s=0.5, apex_s=0.7, offset_s=0.9)
+    clip = encode_clip(once * 2, 30)
+    open_engine = partial(Engine.open, on_batch=lambda size, _s: sizes.append(size))
+    held.may_go.set()
+
+    async def run() -> int:
+        async with open_engine(make_settings(), sessions={"tiny": held}) as engine:
+            await engine.warmed_up()
+            answer = await engine.predict_clip(ClipUpload(clip))
+            return len(answer.faces[0].candidates)
+
+    assert asyncio.run(run()) == 2
+    assert sizes == [2]
+
+
+def test_closing_finishes_the_clip_under_way(
+    make_settings: MakeSettings, following: Following, clip: bytes
+) -> None:
+    async def run() -> None:
+        async with Engine.open(make_settings()) as engine:
+            await engine.warmed_up()
+            first = asyncio.create_task(engine.predict_clip(ClipUpload(clip)))
+            await until(following.reached.is_set)
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0.05)
+            assert not closing.done()
+            following.may_go.set()
+            await closing
+            assert len((await first).faces) == 1
+
+    asyncio.run(run())
