@@ -30,12 +30,21 @@ _STEADY = len(SPOTTED_REGIONS)
 _NOSE = (*REGIONS["nose"], 168, 6, 197, 195)
 """Wings and tip, then down the bridge."""
 _ANCHORS = [i for name in SPOTTED_REGIONS for i in REGIONS[name]] + [*_NOSE]
-_REGION_OF = np.array(
-    [place for place, name in enumerate(SPOTTED_REGIONS) for _ in REGIONS[name]]
-    + [_STEADY] * len(_NOSE)
-)
-_BROWS = [place for place, name in enumerate(SPOTTED_REGIONS) if name.endswith("_brow")]
 _CORNERS = np.array([(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)])
+_REGION_OF = np.repeat(
+    [place for place, name in enumerate(SPOTTED_REGIONS) for _ in REGIONS[name]]
+    + [_STEADY] * len(_NOSE),
+    len(_CORNERS),
+)
+"""Region of each followed point."""
+_IN_BROWS = np.isin(
+    _REGION_OF, [place for place, name in enumerate(SPOTTED_REGIONS) if name.endswith("_brow")]
+)
+_MOST_POINTS = 24
+_POINTS_OF = np.stack(
+    [np.resize(np.flatnonzero(place == _REGION_OF), _MOST_POINTS) for place in range(_STEADY)]
+)
+"""(R, 24) points of each region: 4, 8 or 12, repeated alike, so that their median is the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +112,7 @@ class _Stretch:
     transform: NDArray[np.float64]
     reference: Grey
     points: NDArray[np.float32]
-    """(P, 2), pixels of the crop; the points of region r are those where `regions` is r."""
-    regions: NDArray[np.intp]
-    """(P,); the nose's and other steady points are after the last region's."""
+    """(P, 2), pixels of the crop, in the order of `_REGION_OF`."""
     head: NDArray[np.float32]
     """(P, 2): what the head did up to the last frame; the next one is looked for there."""
     starts_scene: bool
@@ -233,7 +240,6 @@ class Tracker:
             transform=transform,
             reference=align(grey, transform, size),
             points=points.reshape(-1, 2).astype(np.float32),
-            regions=np.repeat(_REGION_OF, len(_CORNERS)),
             head=np.zeros((points.size // 2, 2), np.float32),
             starts_scene=self._scene_starts,
         )
@@ -244,8 +250,7 @@ class Tracker:
         crop = align(grey, stretch.transform, size)
         aligned = time.perf_counter()
         moves = np.empty_like(stretch.points)
-        brows = np.isin(stretch.regions, _BROWS)
-        for some, window in ((brows, options.brow_window), (~brows, options.window)):
+        for some, window in ((_IN_BROWS, options.brow_window), (~_IN_BROWS, options.window)):
             points, expected = stretch.points[some], stretch.head[some]
             side = 2 * round(window * size / 2) + 1
             moves[some] = point_flow(stretch.reference, crop, points, expected, side)
@@ -253,7 +258,7 @@ class Tracker:
         own = (moves - stretch.head) * (self._spec.input_size / size)
         stretch.frames.append(frame.index)
         stretch.times_s.append(frame.time_s)
-        stretch.places.append(_region_means(own, stretch.regions))
+        stretch.places.append(_region_means(own))
         self.timings_ms["align"] += (aligned - start) * 1e3
         self.timings_ms["flow"] += (time.perf_counter() - aligned) * 1e3
 
@@ -262,10 +267,9 @@ class Tracker:
         size = self._options.crop_px
         face = stretch.track.sightings[-1][1]
         now = similarity_transform(face.landmarks, self._spec.alignment, size)
-        middle = np.array([size / 2, self._spec.alignment.eye_y * size, 1.0])
-        back = np.vstack([now, [0.0, 0.0, 1.0]])
-        in_frame = np.linalg.solve(back, middle)
-        shift = stretch.transform @ in_frame - middle[:2]
+        middle = np.array([size / 2, self._spec.alignment.eye_y * size])
+        in_frame = cv2.invertAffineTransform(now) @ [*middle, 1.0]
+        shift = stretch.transform @ [*in_frame, 1.0] - middle
         eyes = self._spec.alignment.eye_distance * size
         return float(np.hypot(*shift)) > self._options.wander * eyes
 
@@ -295,12 +299,10 @@ class Tracker:
                 )
 
 
-def _region_means(moves: NDArray[np.float32], regions: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return (R, 2): the median motion of each region's points, the steady points' subtracted."""
-    steady = np.median(moves[regions == _STEADY], axis=0)
-    return np.array(
-        [np.median(moves[regions == place], axis=0) - steady for place in range(_STEADY)], float
-    )
+def _region_means(moves: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return (R, 2): the median motion of each region's points, the nose's subtracted."""
+    nose = np.median(moves[_REGION_OF == _STEADY], axis=0)
+    return np.asarray(np.median(moves[_POINTS_OF], axis=1) - nose, np.float64)
 
 
 def overlap(a: Box, b: Box) -> float:
