@@ -3,15 +3,17 @@
 import io
 import struct
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from drawn_clips import encode_clip, encode_sound, grey_steps, repeat_last
+from drawn_clips import CODECS, encode_clip, encode_sound, grey_steps, repeat_last
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import Pictures, Serve, encode
 
 from service.settings import MAX_BURST
@@ -277,3 +279,27 @@ def test_a_path_in_place_of_a_clip_is_422(client: TestClient) -> None:
 def test_a_batch_holds_no_clips(client: TestClient, pictures: Pictures) -> None:
     response = client.post("/predict/batch", files={**pictures.pair, "clip": b"x"})
     assert faults(response) == {"clip": "is not a field of this form"}
+
+
+@cache
+def small(container: str) -> bytes:
+    return encode_clip(grey_steps(4), 25, container, CODECS[container])
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(
+    container=st.sampled_from(sorted(CODECS)),
+    where=st.floats(0, 1, exclude_max=True),
+    written=st.binary(min_size=1, max_size=8),
+    kept=st.floats(0.2, 1),
+)
+def test_a_damaged_clip_is_answered_or_refused_and_never_a_fault_of_ours(
+    client: TestClient, container: str, where: float, written: bytes, kept: float
+) -> None:
+    clip = bytearray(small(container))
+    at = int(where * len(clip))
+    clip[at : at + len(written)] = written
+    response = post(client, bytes(clip[: int(kept * len(clip)) + 1]))
+    assert response.status_code in {200, 400, 413, 415, 422}, response.text
+    if response.status_code != 200:
+        assert_problem(response, response.status_code, response.json()["code"])
