@@ -8,14 +8,11 @@ a `PairPlan` before a pixel is touched.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from model.spec import Alignment
 from training.action_units import UNITS, draw_units
 from training.data.pairs import NOTHING
-from training.displacement import Field, UnitFields, head_turn
+from training.displacement import Field, head_turn
 from training.face_mesh import FaceAxes
 from training.nuisances import (
     Camera,
@@ -30,15 +27,24 @@ from training.nuisances import (
     expose,
     happens,
 )
+from training.warp import (
+    FACE_PIXELS,
+    FacePatch,
+    apply,
+    camera_transform,
+    closed_lids,
+    compose,
+    head_transform,
+    sample,
+    sample_field,
+    softened,
+    undo,
+)
 
 __all__ = ["CLASSES", "FacePatch", "Pair", "PairPlan", "plan_pair", "render_pair"]
 
 CLASSES = ("negative", "positive", "surprise")
 
-FACE_PIXELS = 224 * Alignment().eye_distance
-"""Eye distance of the 224-pixel aligned face: amounts are given in its pixels."""
-
-_INVERSE_STEPS = 6
 _FLOW_STEP = 1 / 256
 """True flow is rounded to this part of a pixel, so that it compresses."""
 
@@ -66,17 +72,6 @@ class PairPlan:
     head: Head
     light: Light
     shots: tuple[Shot, Shot]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FacePatch:
-    """One picture, at working resolution, with its displacement fields."""
-
-    image: NDArray[np.uint8]
-    """(H, W, 3), BGR."""
-    landmarks: NDArray[np.float64]
-    """(468, 2), pixels of the patch."""
-    fields: UnitFields
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,22 +138,22 @@ def render_pair(plan: PairPlan, seed: int, patch: FacePatch) -> Pair:
     axes = FaceAxes.of(patch.landmarks)
     face_pixel = axes.eye_distance / FACE_PIXELS
     before, after, expression = _displacements(plan, patch, face_pixel)
-    to_onset, side = _camera_transform(plan.camera, patch.landmarks, axes)
-    to_apex = _compose(_head_transform(plan.head, plan.camera, side), to_onset)
-    source = _softened(patch.image, plan.camera.eye_distance / axes.eye_distance)
-    onset_places = _undo(to_onset, before, side)
-    apex_places = _undo(to_apex, after, side)
+    to_onset, side = camera_transform(plan.camera, patch.landmarks, axes)
+    to_apex = compose(head_transform(plan.head, plan.camera, side), to_onset)
+    source = softened(patch.image, plan.camera.eye_distance / axes.eye_distance)
+    onset_places = undo(to_onset, before, side)
+    apex_places = undo(to_apex, after, side)
     rng = np.random.default_rng([seed, plan.index, 1])
     frames = [
-        expose(_sample(source, places), plan.camera, light, shot, rng)
+        expose(sample(source, places), plan.camera, light, shot, rng)
         for places, light, shot in zip(
             (onset_places, apex_places), (_STEADY, plan.light), plan.shots, strict=True
         )
     ]
     x, y = np.meshgrid(np.arange(side, dtype=np.float32), np.arange(side, dtype=np.float32))
-    arrived = onset_places + _sample_field(after, onset_places)
-    flow = _apply(to_apex, arrived) - np.stack([x, y])
-    moved = _sample_field(expression, onset_places)
+    arrived = onset_places + sample_field(after, onset_places)
+    flow = apply(to_apex, arrived) - np.stack([x, y])
+    moved = sample_field(expression, onset_places)
     linear = to_onset[:, :2].astype(np.float32)
     return Pair(
         onset=encode(frames[0], plan.camera.quality),
@@ -182,84 +177,13 @@ def _displacements(
     if plan.stray:
         after += patch.fields.combine(plan.stray, plan.stray_peak * face_pixel)
     if any(plan.blink):
-        opening = float(np.linalg.norm(patch.landmarks[[159, 386]] - patch.landmarks[[145, 374]]))
-        lids = patch.fields.combine({"43L": 1.0, "43R": 1.0}, opening / np.sqrt(2))
+        lids = closed_lids(patch)
         before = before + np.float32(plan.blink[0]) * lids
         after += np.float32(plan.blink[1]) * lids
     if any(plan.head.turn):
         yaw, pitch = (face_pixel * amount for amount in plan.head.turn)
         after += head_turn(patch.landmarks, (height, width), yaw, pitch)
     return before, after, expression
-
-
-def _camera_transform(
-    camera: Camera, landmarks: NDArray[np.float64], axes: FaceAxes
-) -> tuple[NDArray[np.float64], int]:
-    """Return the (2, 3) map from patch to frame, and the frame's side."""
-    side = round(camera.side * camera.eye_distance)
-    scale = camera.eye_distance / axes.eye_distance
-    cos, sin = scale * np.cos(camera.angle), scale * np.sin(camera.angle)
-    linear = np.array([[cos, -sin], [sin, cos]])
-    middle = landmarks[[10, 152, 234, 454]].mean(axis=0)
-    place = (side - 1) / 2 + np.array(camera.shift) * camera.eye_distance
-    return np.column_stack([linear, place - linear @ middle]), side
-
-
-def _head_transform(head: Head, camera: Camera, side: int) -> NDArray[np.float64]:
-    """Return the (2, 3) motion of the head, in frame pixels about the frame's middle."""
-    cos, sin = head.scale * np.cos(head.angle), head.scale * np.sin(head.angle)
-    linear = np.array([[cos, -sin], [sin, cos]])
-    middle = np.full(2, (side - 1) / 2)
-    shift = np.array(head.shift) * camera.eye_distance / FACE_PIXELS
-    return np.column_stack([linear, middle + shift - linear @ middle])
-
-
-def _compose(outer: NDArray[np.float64], inner: NDArray[np.float64]) -> NDArray[np.float64]:
-    linear = outer[:, :2] @ inner[:, :2]
-    return np.column_stack([linear, outer[:, :2] @ inner[:, 2] + outer[:, 2]])
-
-
-def _apply(transform: NDArray[np.float64], places: Field) -> Field:
-    """Map (2, H, W) places by a (2, 3) transform."""
-    linear, shift = transform[:, :2].astype(np.float32), transform[:, 2].astype(np.float32)
-    return np.asarray(np.tensordot(linear, places, axes=1) + shift[:, None, None], np.float32)
-
-
-def _undo(transform: NDArray[np.float64], displacement: Field, side: int) -> Field:
-    """Find the patch point p whose transform(p + displacement(p)) is each frame pixel.
-
-    Returns (2, side, side) places. Fixed-point iteration: displacements change by far less
-    than a pixel per pixel, so it converges.
-    """
-    x, y = np.meshgrid(np.arange(side, dtype=np.float32), np.arange(side, dtype=np.float32))
-    back = np.asarray(cv2.invertAffineTransform(transform), np.float64)
-    target = _apply(back, np.stack([x, y]))
-    places = target
-    for _ in range(_INVERSE_STEPS):
-        places = target - _sample_field(displacement, places)
-    return places
-
-
-def _sample_field(field: Field, places: Field) -> Field:
-    """Read a (2, H, W) field at (2, h, w) places, bilinearly; zero outside."""
-    interleaved = np.dstack([field[0], field[1]])
-    read = cv2.remap(interleaved, places[0], places[1], cv2.INTER_LINEAR)
-    return np.asarray(read.transpose(2, 0, 1), np.float32)
-
-
-def _sample(source: Field, places: Field) -> Field:
-    read = cv2.remap(
-        source, places[0], places[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
-    )
-    return np.asarray(read, np.float32)
-
-
-def _softened(image: NDArray[np.uint8], scale: float) -> Field:
-    """Return the picture as float, without the detail that shrinking by `scale` would alias."""
-    picture = image.astype(np.float32)
-    if scale > 0.9:  # noqa: PLR2004 - cubic sampling copes with so little
-        return picture
-    return np.asarray(cv2.GaussianBlur(picture, (0, 0), 0.45 / scale), np.float32)
 
 
 def _rounded(flow: Field) -> Field:

@@ -12,7 +12,8 @@ from training.action_units import UNITS
 from training.displacement import head_turn, unit_fields
 from training.face_mesh import FaceAxes
 from training.nuisances import Head, Light, Shot
-from training.synthetic import CLASSES, FACE_PIXELS, FacePatch, PairPlan, plan_pair, render_pair
+from training.synthetic import CLASSES, FacePatch, PairPlan, plan_pair, render_pair
+from training.warp import FACE_PIXELS
 
 SUBJECTS = [[0]]
 QUIET = {
