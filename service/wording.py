@@ -17,6 +17,7 @@ _WORDS = {
     "no_expression_spotted": "no movement came and went as an expression does",
     "no_movement": "nothing moved",
     "occluded": "eyes or mouth are covered",
+    "partly_seen": "the face is not seen all the time",
     "scene_cuts": "the clip has several scenes",
     "several_faces": "there are more faces than were asked for",
     "too_large_motion": "the movement is too large for a micro-expression",
