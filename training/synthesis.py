@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,20 @@ from training.identities import FacePicture, Skipped, find_faces
 from training.synthetic import FacePatch, Pair, PairPlan, plan_pair, render_pair
 from training.unit_moves import Blendshapes
 
-__all__ = ["Settings", "make_pairs", "open_patch", "synth"]
+__all__ = [
+    "Settings",
+    "cancel",
+    "check_claim",
+    "hash_faces",
+    "make_pairs",
+    "open_patch",
+    "open_shapes",
+    "prepare_worker",
+    "progress_bar",
+    "report_faces",
+    "synth",
+    "write_below",
+]
 
 VERSION = 1
 """Raised whenever the same seed and faces give other pairs."""
@@ -90,15 +103,16 @@ def make_pairs(
         for task in as_completed(tasks):
             on_progress(task.result())
     except BaseException:
-        _cancel(tasks)
+        cancel(tasks)
         raise
     rows = [_row(pictures[plan.picture], plan, settings.dataset) for plan in plans]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
-    _write(out / PAIRS_FILE, text.getvalue().encode())
+    write_below(out / PAIRS_FILE, text.getvalue().encode())
 
 
-def _cancel(tasks: Sequence[Future[int]]) -> None:
+def cancel(tasks: Sequence[Future[int]]) -> None:
+    """Keep from being begun what has not been."""
     for task in tasks:
         task.cancel()
 
@@ -126,29 +140,42 @@ def _by_picture(plans: Sequence[PairPlan]) -> Iterator[list[PairPlan]]:
 
 def _claim(out: Path, pictures: Sequence[FacePicture], settings: Settings) -> None:
     """Note in `synth.json` what the folder is made from, or check that it is the same."""
+    shapes = settings.blendshapes.read_bytes() if settings.blendshapes else b""
+    check_claim(
+        out / SYNTH_NOTE,
+        {
+            "version": VERSION,
+            "seed": settings.seed,
+            "none_fraction": settings.none_fraction,
+            "dataset": settings.dataset,
+            "blendshapes_sha256": hashlib.sha256(shapes).hexdigest() if shapes else None,
+            "faces": len(pictures),
+            "faces_sha256": hash_faces(pictures),
+        },
+    )
+
+
+def hash_faces(pictures: Sequence[FacePicture]) -> str:
+    """Return a SHA-256 of the pictures, their names and their subjects. Raises: OSError."""
     faces = hashlib.sha256()
     for picture in pictures:
         faces.update(f"{picture.name}\0{picture.subject}\0".encode())
         faces.update(picture.path.read_bytes())
-    shapes = settings.blendshapes.read_bytes() if settings.blendshapes else b""
-    ours = {
-        "version": VERSION,
-        "seed": settings.seed,
-        "none_fraction": settings.none_fraction,
-        "dataset": settings.dataset,
-        "blendshapes_sha256": hashlib.sha256(shapes).hexdigest() if shapes else None,
-        "faces": len(pictures),
-        "faces_sha256": faces.hexdigest(),
-    }
-    note = out / SYNTH_NOTE
+    return faces.hexdigest()
+
+
+def check_claim(note: Path, ours: Mapping[str, object]) -> None:
+    """Write what a folder is made from, or check that it was begun alike.
+
+    Raises: ValueError naming what differs.
+    """
     if note.is_file():
         theirs = json.loads(note.read_text())
         differing = sorted(key for key in ours if theirs.get(key) != ours[key])
         if differing:
-            raise ValueError(f"{out} was begun with another {', '.join(differing)}")
+            raise ValueError(f"{note.parent} was begun with another {', '.join(differing)}")
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(note, (json.dumps(ours, indent=2) + "\n").encode())
+        write_below(note, (json.dumps(ours, indent=2) + "\n").encode())
 
 
 def _stem(picture: FacePicture, plan: PairPlan) -> str:
@@ -176,20 +203,24 @@ def _row(picture: FacePicture, plan: PairPlan, dataset: str) -> tuple[str, ...]:
 _shapes: dict[Path, Blendshapes] = {}
 
 
+def open_shapes(path: Path | None) -> Blendshapes | None:
+    """Read blendshapes once in a process. Raises: OSError, ValueError."""
+    if path is None:
+        return None
+    if path not in _shapes:
+        _shapes[path] = Blendshapes(path)
+    return _shapes[path]
+
+
 def _make_some(
     picture: FacePicture, plans: Sequence[PairPlan], out: Path, settings: Settings
 ) -> int:
     """Make the pairs of one picture; runs in a worker. Returns how many."""
-    shapes = None
-    if settings.blendshapes is not None:
-        if settings.blendshapes not in _shapes:
-            _shapes[settings.blendshapes] = Blendshapes(settings.blendshapes)
-        shapes = _shapes[settings.blendshapes]
-    patch = open_patch(picture, shapes)
+    patch = open_patch(picture, open_shapes(settings.blendshapes))
     for plan in plans:
         pair = render_pair(plan, settings.seed, patch)
         for name, data in zip(_files(picture, plan), _contents(pair), strict=True):
-            _write(out / name, data)
+            write_below(out / name, data)
     return len(plans)
 
 
@@ -228,12 +259,14 @@ def _contents(pair: Pair) -> tuple[bytes, bytes, bytes]:
     return pair.onset, pair.apex, file.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_below(path: Path, data: bytes) -> None:
+    """Write a file at once, and the folders above it that are missing. Raises: OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Fit a worker process to its share of the machine."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and says when to stop
     cv2.setNumThreads(1)
 
@@ -262,7 +295,7 @@ def synth(  # noqa: PLR0913 - every option of a command is an argument
     console = Console(stderr=True)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the worker processes share the cores
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(jobs or os.cpu_count(), context, _prepare_worker)
+    executor = ProcessPoolExecutor(jobs or os.cpu_count(), context, prepare_worker)
     try:
         settings = Settings(
             seed=seed,
@@ -273,8 +306,8 @@ def synth(  # noqa: PLR0913 - every option of a command is an argument
         )
         with console.status("Looking for faces"):
             pictures, skipped = find_faces(faces, executor)
-        _report(console, pictures, skipped)
-        with _progress(console) as progress:
+        report_faces(console, pictures, skipped)
+        with progress_bar(console) as progress:
             bar = progress.add_task("Making pairs", total=settings.pairs)
             make_pairs(pictures, out, settings, executor, lambda n: progress.advance(bar, n))
         contact_sheet(out, out / "contact_sheet.png")
@@ -283,14 +316,18 @@ def synth(  # noqa: PLR0913 - every option of a command is an argument
     console.print(f"{settings.pairs} pairs in {out}; look at {out / 'contact_sheet.png'}")
 
 
-def _report(console: Console, pictures: Sequence[FacePicture], skipped: Sequence[Skipped]) -> None:
+def report_faces(
+    console: Console, pictures: Sequence[FacePicture], skipped: Sequence[Skipped]
+) -> None:
+    """Say which faces will be used, and which not."""
     subjects = {picture.subject for picture in pictures}
     console.print(f"{len(pictures)} faces of {len(subjects)} subjects, {len(skipped)} skipped")
     for item in skipped:
         console.print(f"  skipped {item.name}: {item.reason}", style="dim")
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """Return a bar that counts what is made."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
