@@ -8,6 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 from starlette.datastructures import UploadFile as Part
 
 from service.answers import Answer, Burst, ClipUpload, Options, Upload
@@ -46,6 +48,11 @@ _FIELDS = _OF_BATCHES | _OF_CLIPS | {"clip", "frames", "fps"}
 _FILES = {"onset", "apex", "clip", "frames"}
 _MAX_FPS = 10_000
 _MAX_FRAME = 10**9
+_FILE: JsonSchemaValue = {"type": "string", "contentMediaType": "application/octet-stream"}
+# Described as what they are when they are sent: no form can hold null in place of a file, and the
+# documentation page would offer a line of text.
+_AsFile = WithJsonSchema(_FILE)
+_AsFiles = WithJsonSchema({"type": "array", "items": _FILE, "minItems": 2, "maxItems": MAX_BURST})
 _NAME_SHOWN = 64
 """Characters of an unknown field's name that its fault repeats."""
 
@@ -190,17 +197,19 @@ def _clip_options(
 
 async def _sent(
     onset: Annotated[
-        UploadFile | None, File(description="The frame in which the movement begins.")
+        UploadFile | None, _AsFile, File(description="The frame in which the movement begins.")
     ] = None,
     apex: Annotated[
-        UploadFile | None, File(description="The frame of its peak, of the same size.")
+        UploadFile | None, _AsFile, File(description="The frame of its peak, of the same size.")
     ] = None,
     clip: Annotated[
         UploadFile | None,
+        _AsFile,
         File(description="MP4, MOV, MKV, WebM, AVI, GIF or animated WebP."),
     ] = None,
     frames: Annotated[
         list[UploadFile] | None,
+        _AsFiles,
         File(max_length=MAX_BURST, description="The frames of a clip, as pictures, in order."),
     ] = None,
     fps: Annotated[
@@ -223,6 +232,7 @@ async def _sent(
     tags=["predictions"],
     summary="Answer one pair of frames or one clip",
     dependencies=[Depends(_one_thing)],
+    openapi_extra={"requestBody": {"required": True}},  # no field is, but one of three ways is
     responses={
         200: {
             "content": {
