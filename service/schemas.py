@@ -40,7 +40,21 @@ Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(v
 Seconds = Annotated[float, Field(ge=0), AfterValidator(lambda value: round(value, 4))]
 FrameNumber = Annotated[int, Field(ge=0)]
 """From 0."""
-Reason = Literal["no_expression_spotted", "no_movement", "low_confidence"]
+Reason = Literal[
+    "no_expression_spotted",
+    "occluded",
+    "misaligned",
+    "blurred",
+    "badly_exposed",
+    "turned_away",
+    "face_too_small",
+    "face_at_border",
+    "head_motion",
+    "no_movement",
+    "too_large_motion",
+    "low_confidence",
+]
+"""In the order in which they matter."""
 
 
 class _Schema(BaseModel):

@@ -140,7 +140,7 @@ def test_a_playlist_of_an_address_is_415_and_nobody_calls_there(
     client: TestClient, kind: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
+        listener.settimeout(0)
         place = f"http://127.0.0.1:{listener.getsockname()[1]}/clip.mp4"
         assert_problem(
             post(client, PLAYLISTS[kind].format(place=place).encode()), 415, "not_a_clip"
