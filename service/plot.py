@@ -37,6 +37,8 @@ _ARROW_STEP = 12
 _ARROW_PX = 14.0
 """How long the arrow of a strong movement is drawn."""
 _STRONG_PERCENTILE = 99
+_FAINT_PX = 0.25
+"""A flow that is nowhere longer is noise, and is not drawn as if it were a movement."""
 _GAP = 4.0
 """Times the usual step between two moments of a curve: longer, and the face was not seen."""
 
@@ -197,7 +199,7 @@ def _draw_flow(axes: "Axes", pair: AlignedPair) -> None:
     """Draw the pair's flow over its onset: colour is length, arrows say where to."""
     face = _outline(pair)
     length = np.where(face, magnitude(pair.flow), 0)  # what is behind the face is no expression
-    strong = max(float(np.percentile(length[face], _STRONG_PERCENTILE)), 1e-3)
+    strong = max(float(np.percentile(length[face], _STRONG_PERCENTILE)), _FAINT_PX)
     times = max(1.0, round(_ARROW_PX / strong))
     axes.imshow(to_grey(pair.onset), cmap="gray", alpha=0.75)
     shades = axes.imshow(
