@@ -13,7 +13,6 @@ from model.errors import BrokenClip, ClipTooLarge, NotAClip
 __all__ = [
     "Animation",
     "check_structure",
-    "declared_size",
     "demuxer_of",
     "read_animation",
     "sniff_container",
@@ -67,18 +66,6 @@ def check_structure(data: bytes, container: str) -> None:
         _check_boxes(data)
     elif not _is_whole(data, container):
         raise BrokenClip("the clip is cut short")
-
-
-def declared_size(data: bytes, container: str) -> tuple[int, int] | None:
-    """Return (width, height) in pixels where the file's head holds them at a fixed place.
-
-    AVI and GIF: there FFmpeg learns the size from the first frame only.
-    """
-    if container == "gif":
-        return _little(data[6:8]), _little(data[8:10])
-    if container == "avi" and data[24:28] == b"avih":
-        return _little(data[64:68]), _little(data[68:72])
-    return None
 
 
 def _is_whole(data: bytes, container: str) -> bool:
@@ -255,7 +242,7 @@ _GIF_HEAD = 13
 _GIF_IMAGE, _GIF_EXTENSION, _GIF_TRAILER = 0x2C, 0x21, 0x3B
 _LEAST_LINK = 64
 """Bytes, in the mean, of a chain's links; encoders fill them up to 255."""
-_SPARE_LINKS = 20_000
+_SPARE_LINKS = 100_000
 
 
 def _gif_ends(data: bytes) -> bool:

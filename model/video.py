@@ -19,7 +19,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from numpy.typing import NDArray
 
-from model.container import check_structure, declared_size, demuxer_of
+from model.container import check_structure, demuxer_of
 from model.errors import BrokenClip, NotAClip
 from model.frames import (
     Clip,
@@ -65,6 +65,8 @@ _MOST_STREAMS = 64
 _MOST_COPIES = 2
 """Packets may hold this many times the bytes of the file. A byte serves one packet, except the few
 that a container keeps once for all of them."""
+_PADDING = 128 * 2**14
+"""Pixels: codecs round both sides up, and cut off what is too much once it is decoded."""
 _VP8_SHOWN = 0x10
 _EVEN = 0.25
 """How far off an even beat, in mean intervals, a frame may come at a constant rate."""
@@ -81,8 +83,17 @@ class _Timing:
     """When the frames are shown, in ticks, in order; empty where the file does not say."""
     last_ticks: int
     """How long the last frame stands, 0 when the file does not say."""
-    rate: float
+    rate: Fraction
     """Frames a second, as the header has them; 0 when it does not say."""
+    told_apart: bool
+    """Whether it is known which stamp is which frame's, and not only their order."""
+
+    def listed(self) -> tuple[float, ...] | None:
+        """Return seconds from the first frame on for frames that bear no times of their own."""
+        if self.stamps:
+            known = tuple(float((at - self.stamps[0]) * self.tick) for at in self.stamps)
+            return None if self.told_apart else known
+        return tuple(float(index / self.rate) for index in range(self.frames))
 
 
 def open_video(data: bytes, container: str, limits: ClipLimits) -> Clip:
@@ -91,23 +102,21 @@ def open_video(data: bytes, container: str, limits: ClipLimits) -> Clip:
     Raises: NotAClip, BrokenClip, ClipTooLarge, TooFewFrames, ImageTooSmall.
     """
     check_structure(data, container)
-    declared = declared_size(data, container)
-    if declared is not None:  # FFmpeg would decode a frame to learn it
-        check_size(*declared, limits)
     deadline = Deadline(limits)
     with _opened(data, container, limits, deadline) as (file, stream):
         size = stream.codec_context.width, stream.codec_context.height
-        check_size(*size, limits)
+        if any(size):  # of MPEG-4, FFmpeg takes only the codec's own word
+            check_size(*size, limits)
         timing = _scan(file, stream, len(data), limits, deadline)
         check_count(timing.frames)
         info = _info(timing, size, container, stream.codec.canonical_name)
     check_seconds(info.duration_s, limits)
     check_work(info.frames, *size, limits)
-    beat = 0.0 if timing.stamps else 1 / info.fps
-    decode = partial(_frames, data, container, limits, beat)
-    clip = Clip(info, decode)
-    with closing(clip.frames()) as frames:
-        height, width = next(frames).grey().shape  # only a decoded frame tells which way is up
+    decode = partial(_frames, data, container, limits, timing.listed())
+    with closing(Clip(info, decode).frames()) as frames:
+        height, width = next(frames).grey().shape  # a decoded frame tells which way is up
+    check_size(width, height, limits)  # and what the codec's own header says
+    check_work(info.frames, width, height, limits)
     return Clip(replace(info, width=width, height=height), decode)
 
 
@@ -132,9 +141,8 @@ def _opened(
     data: bytes, container: str, limits: ClipLimits, deadline: Deadline
 ) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     options = {
-        "codec_whitelist": ",".join(sorted(_DECODERS)),
+        "codec_whitelist": "none",  # or FFmpeg would decode frames to look at them
         "protocol_whitelist": "none",
-        "max_pixels": str(limits.max_pixels),
         "max_streams": str(_MOST_STREAMS),
         "probesize": str(_PROBE_BYTES),
     }
@@ -153,7 +161,7 @@ def _opened(
         stream.codec_context.thread_count = 1  # the cores are shared out to requests
         stream.codec_context.options = {
             "err_detect": "explode",  # a frame patched up where data are missing is no frame
-            "max_pixels": str(limits.max_pixels),
+            "max_pixels": str(limits.max_pixels + _PADDING),
         }
         yield file, stream
 
@@ -192,6 +200,7 @@ def _scan(
     deadline: Deadline,
 ) -> _Timing:
     """Walk over the packets without decoding them."""
+    told_apart = file.format.name != "avi"  # it has an order, no times: FFmpeg makes them up
     stamps: list[int | None] = []
     packets, whole, last_ticks = 0, 0, 0
     for packet in file.demux(stream):
@@ -203,18 +212,18 @@ def _scan(
         if packet.is_corrupt or whole > _MOST_COPIES * size:
             raise BrokenClip("the clip is truncated or corrupt")
         if _is_shown(packet, stream):
-            stamps.append(packet.pts)
+            stamps.append(packet.pts if told_apart else packet.dts)
             last_ticks = packet.duration or 0
     if packets < len(stream.index_entries) and file.format.name.startswith("mov"):
         raise BrokenClip("the clip is cut short")
     known = sorted(stamp for stamp in stamps if stamp is not None)
-    timed = len(set(known)) == len(stamps)
     return _Timing(
         frames=len(stamps),
         tick=stream.time_base or Fraction(1),
-        stamps=tuple(known) if timed else (),
+        stamps=tuple(known) if len(set(known)) == len(stamps) else (),
         last_ticks=max(0, last_ticks),
-        rate=float(stream.average_rate or 0),
+        rate=stream.average_rate or Fraction(0),
+        told_apart=told_apart,
     )
 
 
@@ -232,7 +241,7 @@ def _info(timing: _Timing, size: tuple[int, int], container: str, codec: str) ->
         fps, uneven = float(1 / beat), _is_uneven(timing.stamps)
         duration = float(span + (timing.last_ticks * timing.tick or beat))
     elif timing.rate > 0:
-        fps, uneven, duration = timing.rate, False, timing.frames / timing.rate
+        fps, uneven, duration = float(timing.rate), False, float(timing.frames / timing.rate)
     else:
         raise BrokenClip("the clip does not say when its frames are shown")
     return ClipInfo(
@@ -254,18 +263,22 @@ def _is_uneven(stamps: tuple[int, ...]) -> bool:
     return bool(np.abs(np.array(stamps) - even).max() > max(1, _EVEN * beat))
 
 
-def _frames(data: bytes, container: str, limits: ClipLimits, beat: float) -> Generator[Frame]:
-    """Decode a clip; `beat` is the seconds between frames that have no times of their own, or 0."""
+def _frames(
+    data: bytes, container: str, limits: ClipLimits, listed: tuple[float, ...] | None
+) -> Generator[Frame]:
+    """Decode a clip; `listed` are the times of frames that bear none of their own."""
     deadline = Deadline(limits)
     first: av.VideoFrame | None = None
     last = -1.0
     with _opened(data, container, limits, deadline) as (file, stream):
         for index, picture in enumerate(file.decode(stream)):
             deadline.check()
+            if listed is not None and index == len(listed):
+                raise BrokenClip("the clip shows more frames than it lists")
             if first is None:
                 first, turn = picture, _turn(picture)
             _check_alike(picture, first)
-            seconds = index * beat or _seconds_since(first, picture)
+            seconds = _seconds_since(first, picture) if listed is None else listed[index]
             if seconds <= last:
                 raise BrokenClip("the clip's frames go back in time")
             last = seconds

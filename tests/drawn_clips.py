@@ -21,7 +21,10 @@ ENCODERS = {
     "hevc": (
         "libx265",
         "yuv420p",
-        {"preset": "ultrafast", "x265-params": "log-level=none:pools=1"},
+        {
+            "preset": "ultrafast",
+            "x265-params": "log-level=none:pools=none:frame-threads=1:bframes=0",
+        },
     ),
     "vp8": ("libvpx", "yuv420p", {"deadline": "realtime", "cpu-used": "8"}),
     "vp9": ("libvpx-vp9", "yuv420p", {"deadline": "realtime", "cpu-used": "8"}),
@@ -32,7 +35,9 @@ ENCODERS = {
     "rawvideo": ("rawvideo", "yuv420p", {}),
     "gif": ("gif", "rgb8", {}),
 }
-"""By codec: the encoder, its usual pixel format, and what makes it quick and quiet."""
+"""By codec: the encoder, its usual pixel format, and what makes it quick and quiet.
+
+x265 gives B frames of very short clips random times."""
 MUXERS = {"mkv": "matroska"}
 """By extension, where FFmpeg calls the format otherwise."""
 TICKS = 90_000
@@ -64,8 +69,8 @@ def encode_clip(  # noqa: PLR0913 - each argument is one thing a test varies
         rate = Fraction(fps).limit_denominator(1001)
         video = muxer.add_stream(encoder, rate=rate, options=quick | (options or {}))
         voice = muxer.add_stream("aac", rate=44_100) if sound else None
-        if times is not None:
-            video.codec_context.time_base = Fraction(1, TICKS)
+        clock = 1 / rate if times is None else Fraction(1, TICKS)
+        video.codec_context.time_base = clock
         for number, frame in enumerate(frames):
             if not number:
                 video.height, video.width = frame.shape[:2]
@@ -75,8 +80,8 @@ def encode_clip(  # noqa: PLR0913 - each argument is one thing a test varies
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
                 format=video.pix_fmt
             )
-            if times is not None:
-                picture.pts, picture.time_base = round(TICKS * times[number]), Fraction(1, TICKS)
+            ticks = number if times is None else round(TICKS * times[number])
+            picture.pts, picture.time_base = ticks, clock
             muxer.mux(video.encode(picture))
         muxer.mux(video.encode())
         if voice is not None:
@@ -112,6 +117,26 @@ def encode_sound(container: str = "mp4") -> bytes:
         stream = muxer.add_stream("libopus" if container == "webm" else "aac", rate=48_000)
         muxer.mux(stream.encode(_silence(48_000)))
         muxer.mux(stream.encode())
+    return file.getvalue()
+
+
+def repeat_last(data: bytes, count: int, fps: float = 30, container: str = "mp4") -> bytes:
+    """Write a clip anew with its last frame's packet `count` times more: quickly very long."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(data)) as source,
+        av.open(file, "w", format=MUXERS.get(container, container)) as muxer,
+    ):
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        stream = muxer.add_stream_from_template(source.streams.video[0])
+        clock = Fraction(1) / Fraction(fps).limit_denominator(1001)
+        for number in range(len(packets) + count):
+            shown = packets[min(number, len(packets) - 1)]
+            packet = av.Packet(bytes(shown))
+            packet.stream, packet.time_base = stream, clock
+            packet.pts = packet.dts = number
+            packet.is_keyframe = shown.is_keyframe
+            muxer.mux(packet)
     return file.getvalue()
 
 
