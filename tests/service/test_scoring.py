@@ -232,7 +232,7 @@ def test_an_interrupted_run_goes_on_where_it_was_stopped(
     tmp_path: Path, smile: bytes, out: Path
 ) -> None:
     """A real process, stopped as a person at a terminal stops it."""
-    for number in range(40):
+    for number in range(20):
         (tmp_path / f"{number:02d}.mp4").write_bytes(smile)
     command = [sys.executable, "-c", "from service.cli import app; app()"]
     process = subprocess.Popen(  # noqa: S603 - our own command
@@ -249,11 +249,11 @@ def test_an_interrupted_run_goes_on_where_it_was_stopped(
     assert "the same command goes on from here" in told
     assert not out.exists()
     done = journal_of(out).read_bytes().count(b"\n") - 1
-    assert 0 < done < 40
+    assert 0 < done < 20
     again = run(tmp_path, "--out", out)
     assert again.exit_code == 0, again.output
-    assert f"{done} of 40 were done before" in again.stderr
-    assert len({row["file"] for row in read(out)}) == 40
+    assert f"{done} of 20 were done before" in again.stderr
+    assert len({row["file"] for row in read(out)}) == 20
 
 
 class FailingSession:
