@@ -8,6 +8,7 @@ from training.faults import told_in_one_line
 from training.loso_command import loso
 from training.prepare_command import prepare, validate
 from training.report_command import report
+from training.synth_clips_command import synth_clips
 from training.synthesis import synth
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ def main() -> None:
 
 
 for command in (
-    *(synth, validate, prepare),
+    *(synth, synth_clips, validate, prepare),
     *(loso, report),
     *(fit, export, calibrate, evaluate),
 ):
