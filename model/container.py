@@ -47,7 +47,7 @@ def sniff_container(data: bytes) -> str:
             if name == "mkv" and b"webm" in data[:_EBML_HEADER]:
                 return "webm"
             return name
-    raise NotAClip(f"the bytes are not a clip: no {_KINDS} file")
+    raise NotAClip(f"the bytes are not an {_KINDS} clip")
 
 
 def demuxer_of(container: str) -> str:

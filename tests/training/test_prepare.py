@@ -30,7 +30,7 @@ from training.data.prepare import (
     prepare,
     prepared_folder,
 )
-from training.data.sources import read_frames, read_ready
+from training.data.sources import align_row, read_ready
 
 PREPARE = """
 import resource, sys
@@ -148,7 +148,8 @@ def test_every_kind_of_row_is_prepared_in_the_manifest_s_order(
     unknown = [bool(np.isnan(row.motion.p95_px)) for row in result.rows]
     assert unknown == [True, False, False, False]
     assert open_prepared(tmp_path, TINY.spec()).rows == result.rows
-    (live,) = Preprocessor(TINY.spec()).align_pair(*read_frames(rows[1], tmp_path))
+    live = align_row(rows[1], tmp_path, Preprocessor(TINY.spec()))
+    assert live is not None
     for row, made in (
         (result.rows[1], live),
         (result.rows[0], read_ready(rows[0], tmp_path, 64)),

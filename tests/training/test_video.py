@@ -1,113 +1,90 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_clips import CODECS, grey_steps, write_clip, write_sound
+from drawn_clips import CODECS, encode_clip, encode_pictures, grey_steps, write_clip, write_sound
+from drawn_expression_clips import drawn_clip
+from tiny_model import tiny_spec
 
+from model.clip import ClipLimits, open_clip
+from model.clip_pipeline import ClipOptions, align_clip
 from model.errors import BrokenClip, ClipTooLarge, NotAClip, TooFewFrames
-from training.data.video import ClipLimits, read_onset_and_apex
+from model.pipeline import Preprocessor
+from model.spotting import DEFAULT_SPOTTING
+from training.data.video import check_video, method_digest, read_video
+
+PREPROCESSOR = Preprocessor(tiny_spec())
 
 
-@pytest.mark.parametrize("container", CODECS)
-@pytest.mark.parametrize(("count", "middle"), [(2, 1), (7, 3), (8, 4)])
-def test_onset_is_the_first_frame_and_apex_the_middle_one(
-    tmp_path: Path, container: str, count: int, middle: int
+def test_the_frames_of_a_clip_are_those_that_the_service_answers_for(tmp_path: Path) -> None:
+    frames, truth = drawn_clip(fps=60, seconds=1.2)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode_clip(frames, 60, options={"crf": "16"}))
+    served = align_clip(PREPROCESSOR, open_clip(path.read_bytes())).faces[0].candidates[0]
+    assert served.interval.source == "spotted"
+    assert truth.apex is not None
+    assert abs(served.interval.apex - truth.apex) <= 3
+    trained = read_video(path, PREPROCESSOR)
+    assert trained is not None
+    np.testing.assert_array_equal(trained.onset, served.pair.onset)
+    np.testing.assert_array_equal(trained.flow, served.pair.flow)
+
+
+def test_where_nothing_is_spotted_the_middle_frame_stands_in(tmp_path: Path) -> None:
+    frames, _ = drawn_clip(fps=30, seconds=0.5, peak_px=0)
+    path = tmp_path / "still.webp"
+    path.write_bytes(encode_pictures(frames, 30))
+    made = read_video(path, PREPROCESSOR)
+    assert made is not None
+    (middle,) = PREPROCESSOR.align_pair(frames[0], frames[len(frames) // 2])
+    np.testing.assert_array_equal(made.onset, middle.onset)
+    np.testing.assert_array_equal(made.flow, middle.flow)
+
+
+def test_a_clip_without_a_face_gives_nothing(tmp_path: Path) -> None:
+    assert read_video(write_clip(tmp_path / "grey.mp4", grey_steps(6)), PREPROCESSOR) is None
+
+
+def test_the_way_of_choosing_frames_has_a_name_that_changes_with_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = write_clip(tmp_path / f"clip.{container}", grey_steps(count))
-    onset, apex = read_onset_and_apex(path)
-    assert onset.shape == apex.shape == (48, 64, 3)
-    levels = [float(frame.mean()) for frame in (onset, apex)]
-    tolerance = 8 if container != "gif" else 20  # its palette has eight greys
-    assert levels == pytest.approx([8, 8 + 16 * middle], abs=tolerance - 0.5)
+    before = method_digest()
+    assert method_digest() == before
+    spotting = replace(DEFAULT_SPOTTING, floor_px=2 * DEFAULT_SPOTTING.floor_px)
+    monkeypatch.setattr(
+        "training.data.video._OPTIONS", ClipOptions(candidates=1, spotting=spotting)
+    )
+    other = method_digest()
+    monkeypatch.setattr("training.data.video._METHOD", 0)
+    assert len({before, other, method_digest()}) == 3
 
 
 @pytest.mark.parametrize("container", CODECS)
-@pytest.mark.parametrize("share", [0.97, 0.5, 0.05])
-def test_a_clip_cut_short_is_told(tmp_path: Path, container: str, share: float) -> None:
-    noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
-    frames = [np.roll(noise, number, axis=1) for number in range(12)]
-    path = write_clip(tmp_path / f"clip.{container}", frames)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+def test_a_clip_is_checked_to_its_end(tmp_path: Path, container: str) -> None:
+    path = write_clip(tmp_path / f"clip.{container}", grey_steps(6))
+    check_video(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BrokenClip):
-        read_onset_and_apex(path)
+        check_video(path)
 
 
-def test_a_clip_with_a_spoilt_frame_is_told(tmp_path: Path) -> None:
-    noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
-    path = write_clip(tmp_path / "clip.mp4", [np.roll(noise, n, axis=1) for n in range(12)])
-    data = bytearray(path.read_bytes())
-    data[-400:-300] = b"\xff" * 100
-    path.write_bytes(data)
-    with pytest.raises(BrokenClip):
-        read_onset_and_apex(path)
-
-
-def test_a_playlist_is_no_clip_and_what_it_names_is_not_opened(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", grey_steps(4))
-    for name, text in (
-        ("list.mp4", "#EXTM3U\n#EXTINF:10,\nclip.mp4\n#EXT-X-ENDLIST\n"),
-        ("list.mkv", "ffconcat version 1.0\nfile clip.mp4\n"),
-    ):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(NotAClip):
-            read_onset_and_apex(tmp_path / name)
-
-
-@pytest.mark.parametrize("data", [b"", b"\0", b"a text, not a clip" * 9, b"\x89PNG\r\n\x1a\n" * 9])
-def test_other_bytes_are_no_clip(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "clip.mp4").write_bytes(data)
+def test_what_is_no_clip_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_bytes(b"a text, not a clip")
     with pytest.raises(NotAClip):
-        read_onset_and_apex(tmp_path / "clip.mp4")
-
-
-def test_sound_alone_is_no_clip(tmp_path: Path) -> None:
+        read_video(tmp_path / "text.mp4", PREPROCESSOR)
     with pytest.raises(NotAClip, match="no video"):
-        read_onset_and_apex(write_sound(tmp_path / "sound.mp4"))
-
-
-def test_one_frame_is_too_few(tmp_path: Path) -> None:
+        check_video(write_sound(tmp_path / "sound.mp4"))
     with pytest.raises(TooFewFrames, match="in the clip: 1"):
-        read_onset_and_apex(write_clip(tmp_path / "one.mp4", grey_steps(1)))
+        check_video(write_clip(tmp_path / "one.mp4", grey_steps(1)))
+    with pytest.raises(FileNotFoundError):
+        check_video(tmp_path / "gone.mp4")
 
 
-def test_no_frame_is_too_few(tmp_path: Path) -> None:
-    """A GIF of its header and its trailer alone."""
-    path = tmp_path / "none.gif"
-    path.write_bytes(b"GIF89a\x40\0\x30\0\x80\0\0\0\0\0\xff\xff\xff;")
-    with pytest.raises(TooFewFrames, match="in the clip: 0"):
-        read_onset_and_apex(path)
-
-
-@pytest.mark.parametrize("container", ["mp4", "mkv"])
-@pytest.mark.parametrize(
-    ("limits", "told"),
-    [
-        (ClipLimits(max_pixels=48 * 64 - 1), "64x48 pixels"),
-        (ClipLimits(max_frames=9), "frames"),
-        (ClipLimits(max_seconds=0.3), "s are taken"),
-    ],
-)
-def test_a_clip_beyond_a_limit_is_refused(
-    tmp_path: Path, container: str, limits: ClipLimits, told: str
+def test_a_file_beyond_the_limit_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Matroska does not say how many frames it holds: they are counted up to the limit."""
-    path = write_clip(tmp_path / f"clip.{container}", grey_steps(10))
-    with pytest.raises(ClipTooLarge, match=told):
-        read_onset_and_apex(path, limits)
-    read_onset_and_apex(path, ClipLimits(max_pixels=48 * 64, max_frames=10, max_seconds=0.5))
-
-
-@pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (-90, (0, -1))])
-def test_a_clip_stands_as_its_rotation_says(
-    tmp_path: Path, rotation: int, corner: tuple[int, int]
-) -> None:
-    """The light corner, top left as stored, goes down when turned counter-clockwise."""
-    frame = np.zeros((48, 64, 3), np.uint8)
-    frame[:16, :16] = 250
-    path = write_clip(tmp_path / "clip.mp4", [frame] * 3, rotation=rotation)
-    for shown in read_onset_and_apex(path):
-        assert shown.shape == ((48, 64, 3) if rotation == 0 else (64, 48, 3))
-        lightest = shown[corner[0] or 0, corner[1] or 0]
-        assert lightest.min() > 200
-        assert (shown > 128).mean() == pytest.approx(16 * 16 / (48 * 64), rel=0.1)
+    path = write_clip(tmp_path / "clip.mp4", grey_steps(6))
+    monkeypatch.setattr("training.data.video._LIMITS", ClipLimits(max_bytes=100))
+    with pytest.raises(ClipTooLarge, match="holds 101 bytes"):
+        check_video(path)

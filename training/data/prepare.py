@@ -1,10 +1,11 @@
 """Manifest → prepared arrays: the slow part of preprocessing, done once.
 
 A prepared folder lies beside its manifest and holds shards of a few pairs, each named by a digest
-of its rows and of their files' sizes and times: `DIGEST.onset.npy` (n, S, S, 3) uint8,
-`DIGEST.flow.npy` (n, 2, S, S) float16 and, written last, `DIGEST.json` with its rows; a shard
-without its JSON does not exist. Where a shard ends is read from its rows' keys, not from their
-numbers, so a row that comes, goes or changes disturbs its own shard and not all that follow.
+of its rows, of their files' sizes and times and, with videos, of how their frames are chosen:
+`DIGEST.onset.npy` (n, S, S, 3) uint8, `DIGEST.flow.npy` (n, 2, S, S) float16 and, written last,
+`DIGEST.json` with its rows; a shard without its JSON does not exist. Where a shard ends is read
+from its rows' keys, not from their numbers, so a row that comes, goes or changes disturbs its own
+shard and not all that follow.
 `prepare` deletes the shards that the manifest no longer lists: a face that was taken out of it
 does not stay on disk. Face, alignment, flow and rigid motion come from `model.pipeline`, the code
 that serves; `training.data.sources` reads each kind of row.
@@ -30,7 +31,8 @@ from model.spec import ModelSpec
 from training.data.pairs import Pair, manifest_path, read_pairs
 from training.data.processes import in_processes
 from training.data.ready import ReadyPair
-from training.data.sources import UNUSABLE, read_frames, read_ready
+from training.data.sources import UNUSABLE, align_row, read_ready
+from training.data.video import method_digest
 from training.files import write_atomically
 
 __all__ = ["Prepared", "PreparedRow", "open_prepared", "prepare", "prepared_folder"]
@@ -191,8 +193,15 @@ def _ends_shard(pair: Pair) -> bool:
 
 
 def _digest(rows: Iterable[Pair], root: Path) -> str:
-    """Tell these rows of these files from any that an earlier manifest or file left prepared."""
-    stamps = [[asdict(pair), *(_stamp(root / name) for name in pair.files)] for pair in rows]
+    """Tell these rows of these files from any that an earlier manifest or file left prepared.
+
+    Also from those whose clips' frames were chosen in another way.
+    """
+    stamps: list[list[object]] = [
+        [asdict(pair), *(_stamp(root / name) for name in pair.files)] for pair in rows
+    ]
+    if any(pair.kind == "video" for pair in rows):
+        stamps.append([method_digest()])
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
 
@@ -283,11 +292,10 @@ def _prepare_shard(shard: _Shard, *, spec_json: str) -> None:
 def _prepare_pair(
     pair: Pair, root: Path, preprocessor: Preprocessor
 ) -> AlignedPair | ReadyPair | None:
-    """Return the arrays of a row, None if it shows no face. Raises: as `read_frames`."""
+    """Return the arrays of a row, None if it shows no face. Raises: as `align_row`."""
     if pair.kind == "ready":
         return read_ready(pair, root, preprocessor.spec.input_size)
-    faces = preprocessor.align_pair(*read_frames(pair, root))
-    return faces[0] if faces else None
+    return align_row(pair, root, preprocessor)
 
 
 def _npy(array: NDArray[Any]) -> bytes:

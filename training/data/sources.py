@@ -1,4 +1,4 @@
-"""A manifest's row → its decoded files; a fault names the file."""
+"""A manifest's row → its files, decoded or aligned; a fault names the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +9,49 @@ from numpy.typing import NDArray
 
 from model.decode import Limits, decode_image
 from model.errors import FrameSizeMismatch, InputError
+from model.pipeline import AlignedPair, Preprocessor
 from training.data.pairs import Pair
 from training.data.ready import ReadyPair, read_face, read_flow, ready_pair
-from training.data.video import read_onset_and_apex
+from training.data.video import check_video, read_video
 
-__all__ = ["UNUSABLE", "read_frames", "read_ready"]
+__all__ = ["UNUSABLE", "align_row", "check_row", "read_frames", "read_ready"]
 
 UNUSABLE = (InputError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """What makes a row unusable; any other fault is the machine's and ends the work."""
 _LIMITS = Limits()
+_CHECKED_SIZE = 28
+"""Ready-made inputs are brought to some size as they are read; any shows what is wrong."""
 
 
-def read_frames(pair: Pair, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read onset and apex of a row of pictures or of a video: (H, W, 3) uint8 RGB of one size.
+def align_row(pair: Pair, folder: Path, preprocessor: Preprocessor) -> AlignedPair | None:
+    """Align the frames of a row of pictures or of a video; None if they show no face.
 
     `folder` is the manifest's. Raises: UNUSABLE, another OSError where a file cannot be read.
     """
     if pair.kind == "video":
         with _faults_name(pair.clip):
-            onset, apex = read_onset_and_apex(folder / pair.clip)
+            return read_video(folder / pair.clip, preprocessor)
+    faces = preprocessor.align_pair(*read_frames(pair, folder))
+    return faces[0] if faces else None
+
+
+def check_row(pair: Pair, folder: Path) -> None:
+    """Decode the files of a row, and seek no faces. Raises: as `align_row`."""
+    if pair.kind == "video":
+        with _faults_name(pair.clip):
+            check_video(folder / pair.clip)
+    elif pair.kind == "ready":
+        read_ready(pair, folder, _CHECKED_SIZE)
     else:
-        onset, apex = (_picture(folder, name) for name in (pair.onset, pair.apex))
+        read_frames(pair, folder)
+
+
+def read_frames(pair: Pair, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read onset and apex of a row of pictures: (H, W, 3) uint8 RGB of one size.
+
+    Raises: as `align_row`.
+    """
+    onset, apex = (_picture(folder, name) for name in (pair.onset, pair.apex))
     if onset.shape != apex.shape:
         (h0, w0), (h1, w1) = onset.shape[:2], apex.shape[:2]
         raise FrameSizeMismatch(f"the onset is {w0}x{h0} pixels, the apex {w1}x{h1}")
@@ -37,7 +59,7 @@ def read_frames(pair: Pair, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def read_ready(pair: Pair, folder: Path, size: int) -> ReadyPair:
-    """Read a row of ready-made inputs for crops of a size. Raises: as `read_frames`."""
+    """Read a row of ready-made inputs for crops of a size. Raises: as `align_row`."""
     with _faults_name(pair.image):
         face = read_face(folder / pair.image, size)
     with _faults_name(pair.flow):

@@ -10,14 +10,12 @@ from model.errors import InputError
 from training.data.labels import Labels
 from training.data.pairs import Line, Pair, manifest_path, read_lines
 from training.data.processes import in_processes
-from training.data.sources import read_frames, read_ready
+from training.data.sources import check_row
 from training.folds import spelling
 
 __all__ = ["BadRow", "Checked", "validate"]
 
 _ROWS_AT_ONCE = 16
-_SIZE = 28
-"""Ready-made inputs are brought to some size as they are read; any shows what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +115,7 @@ def _file_faults(lines: list[Line], root: Path) -> list[tuple[int, str]]:
     for line in lines:
         try:
             if line.pair is not None:
-                _decode(line.pair, root)
+                check_row(line.pair, root)
         except (InputError, OSError) as fault:
             found.append((line.number, str(fault)))
     return found
-
-
-def _decode(pair: Pair, root: Path) -> None:
-    if pair.kind == "ready":
-        read_ready(pair, root, _SIZE)
-    else:
-        read_frames(pair, root)
