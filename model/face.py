@@ -112,9 +112,15 @@ class FaceFinder:
         return nets
 
 
+_LOADING = threading.Lock()
+"""OpenCV fills its table of layers when the first network is read, and does not guard it: two
+threads that begin together fail, or never end."""
+
+
 def _load(name: str) -> _Net:
-    # OpenCV 5's default engine shows only one of the two outputs; the classic one shows both.
-    return cv2.dnn.readNetFromTFLite(str(_WEIGHTS / name), cv2.dnn.ENGINE_CLASSIC)
+    with _LOADING:
+        # OpenCV 5's default engine shows only one of the two outputs; the classic one shows both.
+        return cv2.dnn.readNetFromTFLite(str(_WEIGHTS / name), cv2.dnn.ENGINE_CLASSIC)
 
 
 @dataclass(frozen=True, slots=True)
