@@ -1,5 +1,8 @@
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 from drawn_face import background, draw_face
@@ -125,3 +128,30 @@ def test_outside_the_frame_the_border_repeats() -> None:
     frame = np.full((40, 40, 3), 90, np.uint8)
     aside = np.array([[1.0, 0, 20], [0, 1, 0]])
     assert (align(frame, aside, 40) == 90).all()
+
+
+def test_threads_that_begin_together_read_their_networks_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenCV fills a table when it reads its first network: two at once failed, or never ended."""
+    reading, most = 0, 0
+    count = threading.Lock()
+    read = cv2.dnn.readNetFromTFLite
+
+    def watched(*arguments: object) -> object:
+        nonlocal reading, most
+        with count:
+            reading += 1
+            most = max(most, reading)
+        try:
+            time.sleep(0.05)  # so that an unguarded second one would begin meanwhile
+            return read(*arguments)
+        finally:
+            with count:
+                reading -= 1
+
+    monkeypatch.setattr(cv2.dnn, "readNetFromTFLite", watched)
+    finder, frame = FaceFinder(), np.zeros((64, 64, 3), np.uint8)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(finder.find, [frame] * 4))
+    assert most == 1
