@@ -17,6 +17,7 @@ from model.face import Face, FaceFinder, align, eye_centres, similarity_transfor
 from model.flow import compute_flow, to_grey
 from model.magnify import magnify
 from model.movement import Motion, residual_motion
+from model.quality import Quality, measure
 from model.spec import ModelSpec
 from model.tensors import flow_tensor, image_tensor
 
@@ -28,18 +29,6 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What a caller should know of the picture before believing the answer."""
-
-    eye_distance_px: float
-    """Between the eye centres in the frame as sent; the crop is scaled to one fixed value."""
-    outside: float
-    """Share of the aligned crop that lies outside the frame, 0 to 1."""
-    more_faces: bool
-    """Whether the onset shows more faces than were asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +45,7 @@ class AlignedPair:
     motion: Motion
     quality: Quality
     timings_ms: dict[str, float]
-    """Wall time of align and flow for this face; detect, shared by all faces, on the first."""
+    """Wall time of align, flow, quality of a face; detect, shared by all faces, on the first."""
 
 
 class Preprocessor:
@@ -107,21 +96,29 @@ class Preprocessor:
             onset_crop = align(onset, transform, size)
             apex_crop = align(apex, transform, size)
         with _timed(timings, "flow"):
-            total = compute_flow(to_grey(onset_crop), to_grey(apex_crop), self.spec.flow)
+            onset_grey, apex_grey = to_grey(onset_crop), to_grey(apex_crop)
+            total = compute_flow(onset_grey, apex_grey, self.spec.flow)
             landmarks = _carry(face.landmarks, transform)
             outline = _face_outline(landmarks, size)
             flow, motion = residual_motion(total, outline)
+        with _timed(timings, "quality"):
+            quality = measure(
+                onset_grey,
+                apex_grey,
+                total,
+                landmarks,
+                outline,
+                eye_distance_px=_eye_distance(face),
+                outside=_share_outside(transform, onset.shape[:2], size),
+                more_faces=more_faces,
+            )
         return AlignedPair(
             face=face,
             onset=onset_crop,
             flow=flow,
             landmarks=landmarks,
             motion=motion,
-            quality=Quality(
-                eye_distance_px=_eye_distance(face),
-                outside=_share_outside(transform, onset.shape[:2], size),
-                more_faces=more_faces,
-            ),
+            quality=quality,
             timings_ms=timings,
         )
 

@@ -16,9 +16,11 @@ __all__ = [
     "PREPROCESSING_VERSION",
     "Alignment",
     "FlowMethod",
+    "Limit",
     "ModelSpec",
     "Normalisation",
     "Provenance",
+    "QualityLimits",
     "Score",
     "file_sha256",
     "load_spec",
@@ -75,6 +77,63 @@ class Normalisation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class Limit:
+    """Where a measure makes an answer doubtful, and where it forbids one.
+
+    Too much is bad where `stop` is above `warn`, too little where it is below.
+    """
+
+    warn: float
+    stop: float
+
+    def __post_init__(self) -> None:
+        if self.warn == self.stop:
+            raise ValueError("warn and stop must differ: their order tells which side is bad")
+
+    def warns(self, value: float) -> bool:
+        """Return whether a value is beyond `warn`, or beyond both. A NaN is beyond neither."""
+        return value > self.warn if self.stop > self.warn else value < self.warn
+
+    def stops(self, value: float) -> bool:
+        """Return whether a value is beyond `stop`."""
+        return value > self.stop if self.stop > self.warn else value < self.stop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class QualityLimits:
+    """How bad pictures of a face may be (ours); `model.quality` measures, `judge` abstains.
+
+    Pixels are those of the 224-pixel aligned crop, unless said otherwise. Each `stop` stops at most
+    0.3 % of undamaged synthetic pairs with an expression (`benchmarks/quality.py`).
+    """
+
+    eyes_hidden: Limit = Limit(warn=0.7, stop=0.9)
+    """Share, 0 to 1: how little the more visible eye looks like one."""
+    mouth_hidden: Limit = Limit(warn=0.85, stop=0.93)
+    """Share, 0 to 1: how little the mouth looks like one."""
+    mismatch: Limit = Limit(warn=0.03, stop=0.06)
+    """Share, 0 to 1, of the onset that the apex does not show where the flow says."""
+    blur_px: Limit = Limit(warn=2.0, stop=3.0)
+    """Standard deviation of the sharpest edges."""
+    clipped: Limit = Limit(warn=0.2, stop=0.4)
+    """Share, 0 to 1, of the face that is black, or that is white."""
+    contrast: Limit = Limit(warn=40.0, stop=25.0)
+    """Grey levels between the 5th and the 95th percentile of the face."""
+    turned_deg: Limit = Limit(warn=25.0, stop=40.0)
+    """Yaw and pitch together, degrees."""
+    eye_distance_px: Limit = Limit(warn=40.0, stop=24.0)
+    """Between the eye centres, pixels of the frame as sent."""
+    outside: Limit = Limit(warn=0.1, stop=0.35)
+    """Share, 0 to 1, of the crop that lies outside the frame."""
+    head_px: Limit = Limit(warn=3.0, stop=6.0)
+    """Mean motion of the head from onset to apex."""
+    p95_px: Limit = Limit(warn=3.0, stop=4.0)
+    """95th percentile of what moved inside the face; a micro-expression moves less."""
+    low_frame_rate: float = Field(default=50.0, gt=0)
+    """Frames a second below which a clip is answered with a warning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
 class Provenance:
     """What the weights were made from."""
 
@@ -128,6 +187,7 @@ class ModelSpec:
     only stops what cannot have moved, such as one frame sent twice; `calibrate` raises it."""
     abstention_threshold: float = Field(default=0.0, ge=0, lt=1)
     """Below this probability of the likeliest class the answer abstains."""
+    quality: QualityLimits = Field(default_factory=QualityLimits)
     preprocessing_version: int = PREPROCESSING_VERSION
     provenance: Provenance
     onnx_sha256: str = ""
