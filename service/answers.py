@@ -5,6 +5,7 @@ from typing import Literal
 
 from model.clip import ClipInfo
 from model.pipeline import AlignedPair
+from model.quality import QualityReason
 from model.regions import RegionMotion
 from model.spec import ModelSpec
 from model.spotting import Interval, MotionCurve
@@ -23,7 +24,7 @@ __all__ = [
     "Upload",
 ]
 
-FaceWarning = Literal["face_at_border", "head_motion", "partly_seen"]
+FaceWarning = QualityReason | Literal["partly_seen"]
 AnswerWarning = Literal[
     "several_faces", "identical_frames", "low_frame_rate", "scene_cuts", "middle_frame"
 ]
@@ -122,7 +123,7 @@ class Answer:
     faces: tuple[FaceAnswer, ...]
     warnings: tuple[AnswerWarning, ...]
     timings_ms: dict[str, float]
-    """Work of decode, detect, align, spot (clips only), flow and tensors; infer with its wait for a
-    batch; total also holds the wait for a worker."""
+    """Work of decode, detect, align, spot (clips only), flow, quality and tensors; infer with its
+    wait for a batch; total also holds the wait for a worker."""
     clip: ClipFacts | None = None
     """None for a pair."""

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from model.errors import ModelError, ModelNotFound
 from model.face import FaceFinder
 from model.pipeline import Preprocessor
+from model.quality import warnings as quality_warnings
 from model.session import Session
 from model.spec import ModelSpec
 from model.verdict import Verdict, judge
@@ -65,10 +66,6 @@ __all__ = [
     "open_sessions",
 ]
 
-HEAD_MOTION_PX = 3.0
-"""Motion of the head, pixels of the crop, above which the answer warns (ours)."""
-FACE_AT_BORDER = 0.1
-"""Share of the crop outside the frame above which the answer warns."""
 PARTLY_SEEN = 0.9
 """Share of a clip's keyframes that show the face, under which the answer warns (ours)."""
 
@@ -383,7 +380,7 @@ def _log_failure(warming: asyncio.Task[None]) -> None:
 def _face_answer(spec: ModelSpec, face: PreparedFace, rows: Sequence[FloatArray]) -> FaceAnswer:
     """Judge the network's (K,) rows, one for each pair of a face."""
     verdicts = [_verdict(spec, item, row) for item, row in zip(face.items, rows, strict=True)]
-    warnings = [_face_warnings(face, item) for item in face.items]
+    warnings = [_face_warnings(spec, face, item) for item in face.items]
     return FaceAnswer(
         face_id=face.face_id,
         pair=face.items[0].pair,
@@ -409,10 +406,7 @@ def _verdict(spec: ModelSpec, item: Item, row: FloatArray) -> Verdict:
     return verdict
 
 
-def _face_warnings(face: PreparedFace, item: Item) -> tuple[FaceWarning, ...]:
-    found: dict[FaceWarning, bool] = {
-        "face_at_border": item.pair.quality.outside > FACE_AT_BORDER,
-        "head_motion": item.pair.motion.head_px > HEAD_MOTION_PX,
-        "partly_seen": face.seen is not None and face.seen < PARTLY_SEEN,
-    }
-    return tuple(name for name, applies in found.items() if applies)
+def _face_warnings(spec: ModelSpec, face: PreparedFace, item: Item) -> tuple[FaceWarning, ...]:
+    found = quality_warnings(item.pair.quality, item.pair.motion, spec.quality)
+    seldom = face.seen is not None and face.seen < PARTLY_SEEN
+    return (*found, "partly_seen") if seldom else found

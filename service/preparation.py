@@ -12,6 +12,7 @@ from model.clip_pipeline import ClipFace, ClipOptions, align_clip
 from model.decode import Limits, decode_image
 from model.errors import InputError
 from model.pipeline import AlignedPair, Preprocessor, network_inputs
+from model.quality import clip_warnings
 from model.regions import RegionMotion, region_motions
 from model.spec import ModelSpec
 from model.spotting import Interval, MotionCurve
@@ -29,9 +30,6 @@ __all__ = ["Check", "Item", "Prepared", "PreparedFace", "prepare_clip", "prepare
 FloatArray = NDArray[np.float32]
 Check = Callable[[], None]
 """Called between two pieces of work; it raises when nobody waits for the rest."""
-
-LOW_FRAME_RATE = 50.0
-"""Frames a second under which the answer to a clip warns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +87,10 @@ def prepare_pair(
         "identical_frames": np.array_equal(onset, apex),
     }
     timings = {"decode": (decoded - start) * 1e3, "detect": (aligned - decoded) * 1e3}
-    for stage in ("detect", "align", "flow") if pairs else ():
-        timings[stage] = sum(pair.timings_ms.get(stage, 0.0) for pair in pairs)
+    if pairs:
+        timings["detect"] = 0.0  # the pairs tell it apart from the rest
+    for stage, ms in (item for pair in pairs for item in pair.timings_ms.items()):
+        timings[stage] = timings.get(stage, 0.0) + ms
     timings["tensors"] = (time.perf_counter() - aligned) * 1e3
     return Prepared(faces, _that_apply(warnings), timings)
 
@@ -127,9 +127,10 @@ def prepare_clip(  # noqa: PLR0913, PLR0917 - two kinds of limits, for clips and
     timings = aligned.timings_ms | {"tensors": (time.perf_counter() - start) * 1e3}
     timings["decode"] += opened_ms
     best = [face.candidates[0].interval.source for face in aligned.faces]
+    low_rate = clip_warnings(aligned.info.fps, preprocessor.spec.quality)
     warnings: dict[AnswerWarning, bool] = {
         "several_faces": aligned.more_faces,
-        "low_frame_rate": aligned.info.fps < LOW_FRAME_RATE,
+        "low_frame_rate": "low_frame_rate" in low_rate,
         "scene_cuts": bool(aligned.scene_cuts),
         "middle_frame": "middle_frame" in best,
     }

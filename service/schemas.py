@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.movement import Motion as MeasuredMotion
-from model.pipeline import Quality as MeasuredQuality
+from model.quality import Quality as MeasuredQuality
+from model.quality import QualityReason
 from model.session import Session
 from model.spec import ModelSpec
 from model.spotting import Interval
@@ -35,26 +36,13 @@ __all__ = [
 ]
 
 # More digits would only pretend to a precision that no flow and no network has.
-Pixels = Annotated[float, AfterValidator(lambda value: round(value, 3))]
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 3))]
+Pixels = Rounded  # says the unit
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(value, 6))]
 Seconds = Annotated[float, Field(ge=0), AfterValidator(lambda value: round(value, 4))]
 FrameNumber = Annotated[int, Field(ge=0)]
 """From 0."""
-Reason = Literal[
-    "no_expression_spotted",
-    "occluded",
-    "misaligned",
-    "blurred",
-    "badly_exposed",
-    "turned_away",
-    "face_too_small",
-    "face_at_border",
-    "head_motion",
-    "no_movement",
-    "too_large_motion",
-    "low_confidence",
-]
-"""In the order in which they matter."""
+Reason = QualityReason | Literal["no_expression_spotted", "no_movement", "low_confidence"]
 
 
 class _Schema(BaseModel):
@@ -92,9 +80,12 @@ class Motion(_Schema):
     mean_px: Pixels
     """Mean motion of the face, the head's own motion removed."""
     p95_px: Pixels
-    """95th percentile of the same; below the model's gate nothing moved."""
+    """95th percentile of the same."""
     head_px: Pixels
     """Mean motion of the head, which was removed."""
+    moved_px: Pixels
+    """How far the part of the face that moved most went; noise, blinks and a head that turns do not
+    count. Below the model's gate nothing moved."""
 
     @classmethod
     def of(cls, motion: MeasuredMotion) -> Self:
@@ -103,12 +94,30 @@ class Motion(_Schema):
 
 
 class Quality(_Schema):
-    """What to know of the picture before believing the answer."""
+    """What to know of the pictures before believing the answer; the worse of onset and apex."""
 
     eye_distance_px: Pixels
     """Between the eye centres in the frame as sent."""
     outside: Share
     """Share of the aligned crop that lies outside the frame."""
+    blur_px: Pixels
+    """Width of the face's sharpest edges: standard deviation, pixels of the aligned crop."""
+    dark: Share
+    """Share of the face that is as good as black."""
+    bright: Share
+    """Share of the face that is as good as white."""
+    contrast: Rounded
+    """Grey levels between the 5th and the 95th percentile of the face."""
+    yaw_deg: Rounded
+    """How far the head is turned at the onset; positive is towards the picture's right."""
+    pitch_deg: Rounded
+    """How far it is tilted at the onset; positive is down."""
+    eyes_hidden: Share
+    """How little either eye looks like one: of the eye that looks more like one."""
+    mouth_hidden: Share
+    """How little the mouth looks like one."""
+    mismatch: Share
+    """Share of the face's contrast that the apex does not show even where the flow says."""
 
     @classmethod
     def of(cls, quality: MeasuredQuality) -> Self:
@@ -278,7 +287,7 @@ class Clip(_Schema):
 
     frames: int
     duration_s: Seconds
-    fps: Pixels
+    fps: Rounded
     """Mean frames a second."""
     width: int
     """Of the frames as turned upright, pixels."""
@@ -310,8 +319,8 @@ class Prediction(_Schema):
     """Null for a pair."""
     warnings: tuple[AnswerWarning, ...]
     timings_ms: dict[str, float]
-    """decode, detect, align, spot (clips only), flow, tensors, infer (with its wait for a batch),
-    total."""
+    """decode, detect, align, spot (clips only), flow, quality, tensors, infer (with its wait for a
+    batch), total."""
 
     @classmethod
     def of(cls, answer: Answer, request_id: str) -> Self:
