@@ -8,7 +8,8 @@ Memory does not grow with the clip. At any time there are: the bytes as sent; th
 bits); one frame as grey and one as RGB (4 bytes a pixel, twice where it had to be turned); for each
 person two stretches of at most 200 moments of 11 regions; and in the second pass the onset frames
 of the intervals under way, at most two for each person, and one apex (3 bytes a pixel each), with
-the model's crops of every candidate (about 1 MB each at 224 pixels).
+the model's crops of every candidate (about 1 MB each at 224 pixels); and some 30 MB in which
+detector, mesh and flow work, whatever the frame's size. `benchmarks/clip.py` measures it.
 """
 
 import time
