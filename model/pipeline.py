@@ -6,7 +6,7 @@ Training and serving both walk it through these functions.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,17 +16,21 @@ from model.errors import FrameSizeMismatch
 from model.face import Face, FaceFinder, align, eye_centres, similarity_transform
 from model.flow import compute_flow, to_grey
 from model.magnify import magnify
-from model.movement import Motion, residual_motion
+from model.movement import Motion, region_movement, residual_motion
 from model.quality import Quality, measure
 from model.spec import ModelSpec
 from model.tensors import flow_tensor, image_tensor
 
 __all__ = [
+    "MEASURES_VERSION",
     "AlignedPair",
     "Preprocessor",
     "Quality",
     "network_inputs",
 ]
+
+MEASURES_VERSION = 1
+"""Raised whenever `Motion` or `Quality` of the same pair change: caches of them are then stale."""
 
 FloatArray = NDArray[np.float32]
 
@@ -101,6 +105,7 @@ class Preprocessor:
             landmarks = _carry(face.landmarks, transform)
             outline = _face_outline(landmarks, size)
             flow, motion = residual_motion(total, outline)
+            moved = region_movement(onset_grey, apex_grey, total - flow, landmarks, outline)
         with _timed(timings, "quality"):
             quality = measure(
                 onset_grey,
@@ -117,7 +122,7 @@ class Preprocessor:
             onset=onset_crop,
             flow=flow,
             landmarks=landmarks,
-            motion=motion,
+            motion=replace(motion, moved_px=moved),
             quality=quality,
             timings_ms=timings,
         )

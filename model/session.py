@@ -70,14 +70,14 @@ class Session:
         """Return the (N, K) class probabilities of N prepared pairs.
 
         Convention: image and flow are (N, 3, S, S) float32 as `model.tensors` makes them; K
-        follows `spec.classes`; each row sums to 1. Raises: ShapeError.
+        follows `spec.classes`; each row sums to 1, at the spec's temperature. Raises: ShapeError.
         """
         side = self.spec.input_size
         expected = (len(image), 3, side, side)
         if image.shape != expected or flow.shape != expected:
             raise ShapeError(f"image and flow are {expected}, got {image.shape}, {flow.shape}")
         (logits,) = self._runtime.run([_OUTPUT], {"image": image, "flow": flow})
-        return _softmax(np.asarray(logits, np.float32))
+        return _softmax(np.asarray(logits, np.float32) / np.float32(self.spec.temperature))
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Run once for each batch size, so that the first request waits for no allocation."""

@@ -107,13 +107,13 @@ class QualityLimits:
     0.3 % of undamaged synthetic pairs with an expression (`benchmarks/quality.py`).
     """
 
-    eyes_hidden: Limit = Limit(warn=0.7, stop=0.9)
+    eyes_hidden: Limit = Limit(warn=0.9, stop=0.98)
     """Share, 0 to 1: how little the more visible eye looks like one."""
-    mouth_hidden: Limit = Limit(warn=0.85, stop=0.93)
+    mouth_hidden: Limit = Limit(warn=0.93, stop=0.99)
     """Share, 0 to 1: how little the mouth looks like one."""
-    mismatch: Limit = Limit(warn=0.03, stop=0.06)
+    mismatch: Limit = Limit(warn=0.02, stop=0.05)
     """Share, 0 to 1, of the onset that the apex does not show where the flow says."""
-    blur_px: Limit = Limit(warn=2.0, stop=3.0)
+    blur_px: Limit = Limit(warn=2.0, stop=2.6)
     """Standard deviation of the sharpest edges."""
     clipped: Limit = Limit(warn=0.2, stop=0.4)
     """Share, 0 to 1, of the face that is black, or that is white."""
@@ -183,8 +183,12 @@ class ModelSpec:
     """α: the onset is warped along (1 + α) · flow; the paper fixes no value, 4 is ours."""
     normalisation: Normalisation = Field(default_factory=Normalisation)
     motion_gate_px: float = Field(default=0.05, gt=0)
-    """Below this 95th-percentile residual motion (pixels of the crop) nothing moved. The default
-    only stops what cannot have moved, such as one frame sent twice; `calibrate` raises it."""
+    """Below this motion of the region that moved most (`Motion.moved_px`, pixels of the crop)
+    nothing moved. The default only stops what cannot have moved, such as one frame sent twice;
+    `calibrate` raises it."""
+    temperature: float = Field(default=1.0, gt=0)
+    """The network's outputs are divided by it before the softmax, so that a probability is the
+    share of such answers that are right (Guo et al. 2017); `calibrate` fits it."""
     abstention_threshold: float = Field(default=0.0, ge=0, lt=1)
     """Below this probability of the likeliest class the answer abstains."""
     quality: QualityLimits = Field(default_factory=QualityLimits)

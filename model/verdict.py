@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.movement import Motion
+from model.quality import Quality, faults
 from model.spec import ModelSpec
 
 __all__ = ["Verdict", "judge"]
@@ -32,15 +33,28 @@ class Verdict:
         return self.reasons[0] if self.reasons else None
 
 
-def judge(spec: ModelSpec, probabilities: NDArray[np.float32], motion: Motion) -> Verdict:
+def judge(
+    spec: ModelSpec,
+    probabilities: NDArray[np.float32],
+    motion: Motion,
+    quality: Quality | None,
+) -> Verdict:
     """Turn the (K,) probabilities of one pair into a verdict.
 
-    The gate reads the raw motion: normalised, a near-static pair would look like an expression.
+    The gate reads the motion itself: to the network, which sees it normalised, noise on a still
+    face may look like an expression. A motion that nobody knows (NaN), and a quality that nobody
+    measured (None), pass. What makes the motion itself doubtful comes first among the reasons.
     """
     by_class = dict(zip(spec.classes, map(float, probabilities), strict=True))
     label = max(by_class, key=by_class.__getitem__)
+    found: tuple[str, ...] = () if quality is None else faults(quality, motion, spec.quality)
     doubts = {
-        "no_movement": motion.p95_px < spec.motion_gate_px,
+        **dict.fromkeys((reason for reason in found if reason != _TOO_LARGE), True),
+        "no_movement": motion.moved_px < spec.motion_gate_px,
+        _TOO_LARGE: _TOO_LARGE in found,
         "low_confidence": by_class[label] < spec.abstention_threshold,
     }
     return Verdict(label, by_class, tuple(reason for reason, holds in doubts.items() if holds))
+
+
+_TOO_LARGE = "too_large_motion"

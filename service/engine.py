@@ -398,7 +398,7 @@ def _face_answer(spec: ModelSpec, face: PreparedFace, rows: Sequence[FloatArray]
 
 
 def _verdict(spec: ModelSpec, item: Item, row: FloatArray) -> Verdict:
-    verdict = judge(spec, row, item.pair.motion)
+    verdict = judge(spec, row, item.pair.motion, item.pair.quality)
     middle = item.interval is not None and item.interval.source == "middle_frame"
     if middle and "no_movement" not in verdict.reasons:
         # Two arbitrary frames that differ: whatever the network sees in them is no expression.

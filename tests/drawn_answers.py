@@ -30,7 +30,7 @@ def answer(  # noqa: PLR0913 - what an answer's verdict and place in a table dep
     probabilities[said] = sure
     name = clip or f"{label}-{said}-{moved}-{sure}"
     pair = Pair(dataset=dataset, subject=who, clip=name, label=label, onset="o", apex="p")
-    motion = Motion(mean_px=moved / 2, p95_px=moved, head_px=0.0)
+    motion = Motion(mean_px=moved / 2, p95_px=moved, head_px=0.0, moved_px=moved)
     return Answer(PreparedRow(pair, motion, 0, 0), label, probabilities)
 
 

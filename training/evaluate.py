@@ -60,7 +60,7 @@ class Answer:
 
     def verdict(self, spec: ModelSpec) -> Verdict:
         """Return the answer that the service would give."""
-        return judge(spec, self.probabilities, self.row.motion)
+        return judge(spec, self.probabilities, self.row.motion, self.row.quality)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

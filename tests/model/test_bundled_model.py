@@ -23,7 +23,7 @@ def session() -> Session:
 def verdict(session: Session, onset: np.ndarray, apex: np.ndarray) -> Verdict:
     (pair,) = Preprocessor(session.spec).align_pair(onset, apex)
     image, flow = network_inputs(pair.onset, pair.flow, session.spec)
-    return judge(session.spec, session.run(image[None], flow[None])[0], pair.motion)
+    return judge(session.spec, session.run(image[None], flow[None])[0], pair.motion, pair.quality)
 
 
 def test_it_is_at_most_45_megabytes() -> None:

@@ -139,7 +139,7 @@ def test_a_flow_picture_has_no_size_so_no_gate_takes_it_for_motionless(tmp_path:
     motion = from_picture(tmp_path, bump(28, 28)).motion
     assert np.isnan([motion.mean_px, motion.p95_px, motion.head_px]).all()
     sure = np.array([0.9, 0.05, 0.05], np.float32)
-    assert judge(TINY.spec(), sure, motion).reason is None
+    assert judge(TINY.spec(), sure, motion, None).reason is None
 
 
 def test_a_flow_picture_of_one_colour_is_no_motion(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.movement import Motion
-from model.pipeline import AlignedPair, Preprocessor
+from model.pipeline import MEASURES_VERSION, AlignedPair, Preprocessor
+from model.quality import Quality
 from model.spec import ModelSpec
 from training.data.pairs import Pair, manifest_path, read_pairs
 from training.data.processes import in_processes
@@ -59,6 +60,8 @@ class PreparedRow:
     shard: str
     """Its digest."""
     position: int
+    quality: Quality | None = None
+    """None where no live picture was measured."""
 
 
 def prepared_folder(manifest: Path, spec: ModelSpec) -> Path:
@@ -200,6 +203,7 @@ def _digest(rows: Iterable[Pair], root: Path) -> str:
     stamps: list[list[object]] = [
         [asdict(pair), *(_stamp(root / name) for name in pair.files)] for pair in rows
     ]
+    stamps.append([MEASURES_VERSION])
     if any(pair.kind == "video" for pair in rows):
         stamps.append([method_digest()])
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
@@ -228,7 +232,13 @@ class Prepared:
                 raise ValueError(f"shard {shard.digest} of {shard.folder} is not prepared")
             self.dropped |= index["dropped"]
             self.rows += [
-                PreparedRow(Pair(**row["pair"]), _motion_of(row["motion"]), shard.digest, position)
+                PreparedRow(
+                    Pair(**row["pair"]),
+                    _motion_of(row["motion"]),
+                    shard.digest,
+                    position,
+                    row["quality"] and Quality(**row["quality"]),
+                )
                 for position, row in enumerate(index["rows"])
             ]
 
@@ -283,7 +293,14 @@ def _prepare_shard(shard: _Shard, *, spec_json: str) -> None:
             kind: _write(shard.path(kind), _npy(array))
             for kind, array in (("onset.npy", onsets), ("flow.npy", flows))
         },
-        "rows": [{"pair": asdict(pair), "motion": _json_of(made.motion)} for pair, made in kept],
+        "rows": [
+            {
+                "pair": asdict(pair),
+                "motion": _json_of(made.motion),
+                "quality": asdict(made.quality) if isinstance(made, AlignedPair) else None,
+            }
+            for pair, made in kept
+        ],
         "dropped": dropped,
     }
     _write(shard.path("json"), json.dumps(index, allow_nan=False).encode())

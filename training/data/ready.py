@@ -59,7 +59,7 @@ def ready_pair(onset: NDArray[np.uint8], flow: ReadyFlow) -> ReadyPair:
     """Put a face (S, S, 3) and its flow (2, S, S) through what live flow goes through."""
     residual, motion = residual_motion(flow.total)
     if not flow.in_pixels:
-        motion = Motion(math.nan, math.nan, math.nan)
+        motion = Motion(math.nan, math.nan, math.nan, math.nan)
     return ReadyPair(onset, residual, motion)
 
 
