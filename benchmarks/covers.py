@@ -1,10 +1,11 @@
 """Which patterns and weights tell a visible eye or mouth from a covered one?
 
-    python benchmarks/covers.py FACES
+    python benchmarks/covers.py PAIRS [--frames 600]
 
-FACES is a folder of face pictures, one file each. Every picture is taken as it is and with
-lenses, a mask and a hand drawn on, found and aligned anew, as real ones would be. Fitted to every
-second picture, scored on the others; prints the constants of `model/quality.py`.
+PAIRS is a folder that `mfdan-train synth` wrote: frames of many cameras, some with half-closed
+lids. Every frame is taken as it is and with lenses, a mask and a hand drawn on, found and aligned
+anew, as a real one would be. Fitted to every second person, scored on the others; prints the
+constants of `model/quality.py`.
 """
 
 import argparse
@@ -129,13 +130,17 @@ def rows_of(faces: list[Aligned], part: str) -> tuple[NDArray[np.float64], NDArr
 def main() -> None:
     """Fit, print the constants, and what they stop on the other half."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("faces", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--frames", type=int, default=600)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    paths = sorted(arguments.faces.glob("*.jpg"))
+    found = sorted(arguments.folder.glob("pairs/*/*.jpg"))
+    paths = found[:: max(1, len(found) // arguments.frames)]
+    people = {person: i for i, person in enumerate(sorted({path.parent for path in paths}))}
+    halves = [[path for path in paths if people[path.parent] % 2 == half] for half in (0, 1)]
     finder, rng = FaceFinder(), np.random.default_rng(0)
-    fitted, scored = (list(aligned_faces(paths[half::2], finder, rng)) for half in (0, 1))
-    print(heading(f"Covers on {len(paths)} faces: fitted to one half, scored on the other"))
+    fitted, scored = (list(aligned_faces(half, finder, rng)) for half in halves)
+    print(heading(f"Covers on {len(paths)} frames: fitted to half the people, scored on the rest"))
     for part in PARTS:
         pattern = mean_pattern(fitted, part)
         quality._PATTERNS[part] = pattern / 100  # noqa: SLF001 - this command makes them
@@ -150,8 +155,12 @@ def main() -> None:
         rows, hidden = rows_of(scored, part)
         score = (rows @ weights[1:] + weights[0]).min(axis=1)
         share = 1 / (1 + np.exp(-score))
-        print(part, "visible, 50/95/99/99.7 %:", np.percentile(share[~hidden], (50, 95, 99, 99.7)))
-        for limit in (0.9, 0.95, 0.97, 0.98, 0.99):
+        print(
+            part,
+            "visible, 50/95/99/99.7 %:",
+            np.percentile(share[~hidden], (50, 95, 99, 99.7)).round(3),
+        )
+        for limit in (0.9, 0.95, 0.97, 0.98, 0.99, 0.995):
             stopped = (share[hidden] > limit).mean(), (share[~hidden] > limit).mean()
             print(f"{part} above {limit}: {stopped[0]:.1%} of covered, {stopped[1]:.2%} of visible")
 

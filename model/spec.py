@@ -107,9 +107,9 @@ class QualityLimits:
     0.3 % of undamaged synthetic pairs with an expression (`benchmarks/quality.py`).
     """
 
-    eyes_hidden: Limit = Limit(warn=0.9, stop=0.98)
+    eyes_hidden: Limit = Limit(warn=0.7, stop=0.9)
     """Share, 0 to 1: how little the more visible eye looks like one."""
-    mouth_hidden: Limit = Limit(warn=0.93, stop=0.99)
+    mouth_hidden: Limit = Limit(warn=0.97, stop=0.995)
     """Share, 0 to 1: how little the mouth looks like one."""
     mismatch: Limit = Limit(warn=0.02, stop=0.05)
     """Share, 0 to 1, of the onset that the apex does not show where the flow says."""
