@@ -24,7 +24,7 @@ __all__ = [
     "Upload",
 ]
 
-FaceWarning = QualityReason | Literal["partly_seen"]
+FaceWarning = Literal[QualityReason, "partly_seen"]
 AnswerWarning = Literal[
     "several_faces", "identical_frames", "low_frame_rate", "scene_cuts", "middle_frame"
 ]

@@ -42,7 +42,7 @@ Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(v
 Seconds = Annotated[float, Field(ge=0), AfterValidator(lambda value: round(value, 4))]
 FrameNumber = Annotated[int, Field(ge=0)]
 """From 0."""
-Reason = QualityReason | Literal["no_expression_spotted", "no_movement", "low_confidence"]
+Reason = Literal["no_expression_spotted", QualityReason, "no_movement", "low_confidence"]
 
 
 class _Schema(BaseModel):

@@ -76,7 +76,9 @@ def test_an_explanation_names_what_moved_most(client: TestClient, pictures: Pict
 def test_timings_add_up_and_travel_in_the_header(client: TestClient, pictures: Pictures) -> None:
     response = post(client, pictures.onset, pictures.smile)
     timings = response.json()["timings_ms"]
-    assert list(timings) == ["decode", "detect", "align", "flow", "tensors", "infer", "total"]
+    assert list(timings) == [
+        *("decode", "detect", "align", "flow", "quality", "tensors", "infer", "total")
+    ]
     assert all(ms >= 0 for ms in timings.values())
     assert sum(timings.values()) - timings["total"] <= timings["total"]
     assert f"flow;dur={timings['flow']}" in response.headers["server-timing"]
@@ -128,6 +130,15 @@ def test_a_moving_head_is_answered_with_a_warning(client: TestClient, pictures: 
     (face,) = post(client, pictures.onset, pictures.moved_head).json()["faces"]
     assert face["warnings"] == ["head_motion"]
     assert face["motion"]["head_px"] > 3
+
+
+def test_a_head_that_moved_far_makes_the_answer_abstain(
+    client: TestClient, pictures: Pictures
+) -> None:
+    (face,) = post(client, pictures.onset, pictures.far_head).json()["faces"]
+    assert face["abstained"]
+    assert face["reason"] == face["reasons"][0] == "head_motion"
+    assert "head_motion" not in face["warnings"]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP"])
