@@ -21,6 +21,7 @@ from training.files import write_text_atomically
 from training.metrics import bootstrap_weights, interval
 from training.predictions import Prediction, write_predictions
 from training.preparing import prepare_pairs_folder
+from training.reliability import Reliability, reliability
 from training.scored_people import People, Scored, choose_people
 from training.scoring import ScoreRow, ScoreTable, score
 
@@ -57,6 +58,12 @@ class Answer:
     def genuine(self) -> bool:
         """Whether an expression happens in the pair."""
         return self.label != NOTHING
+
+    def at(self, spec: ModelSpec, temperature: float) -> "Answer":
+        """Return the answer at another temperature than the spec's, at which it was given."""
+        logarithms = np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
+        scaled = np.exp((logarithms - logarithms.max()) * (spec.temperature / temperature))
+        return replace(self, probabilities=np.asarray(scaled / scaled.sum(), np.float32))
 
     def verdict(self, spec: ModelSpec) -> Verdict:
         """Return the answer that the service would give."""
@@ -228,6 +235,8 @@ class Evaluation:
     answered: ScoreTable | None
     """Only where the service would answer; None where it never does."""
     abstained: Sequence[Abstained]
+    reliability: Reliability
+    """Of the genuine clips, whether answered or not."""
 
     @property
     def coverage(self) -> float:
@@ -254,6 +263,15 @@ def evaluate(answers: Sequence[Answer], spec: ModelSpec) -> Evaluation:
             *_abstained(genuine, spec, "genuine"),
             *_abstained([each for each in answers if not each.genuine], spec, "none"),
         ],
+        reliability=_reliability(genuine, spec),
+    )
+
+
+def _reliability(genuine: Sequence[Answer], spec: ModelSpec) -> Reliability:
+    return reliability(
+        [float(each.probabilities.max()) for each in genuine],
+        [spec.classes[int(each.probabilities.argmax())] == each.label for each in genuine],
+        [each.row.pair.person for each in genuine],
     )
 
 
@@ -313,7 +331,18 @@ def spec_scores(result: Evaluation, words: str) -> tuple[Score, ...]:
         for metric in ("uf1", "uar", "accuracy")
     ]
     shares = [(f"abstained_{e.kind}", e) for e in result.abstained if e.group == "all"]
-    return tuple(_score(metric, row, words) for metric, row in (*pooled, *shares))
+    told = result.reliability
+    return (
+        *(_score(metric, row, words) for metric, row in (*pooled, *shares)),
+        Score(
+            metric="ece",
+            value=told.ece,
+            low=told.low,
+            high=told.high,
+            protocol=f"{words}; {len(told.bins)} bins of equal mass; "
+            f"{told.clips} clips of {told.people} people",
+        ),
+    )
 
 
 def _score(metric: str, row: ScoreRow | Abstained, words: str) -> Score:
@@ -335,6 +364,7 @@ def write_evaluation(out: Path, answered: Answered, result: Evaluation) -> None:
         "forced": json.loads(result.forced.to_json()),
         "answered": result.answered and json.loads(result.answered.to_json()),
         "abstained": [asdict(each) for each in result.abstained],
+        "reliability": asdict(result.reliability),
     }
     write_predictions(out / "predictions.csv", result.predictions, result.classes)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

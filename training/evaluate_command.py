@@ -117,6 +117,11 @@ def _show(result: "Evaluation", console: Console) -> None:
             str(each.people),
         )
     console.print(table)
+    told = result.reliability
+    console.print(
+        f"expected calibration error {told.ece:.3f} ({told.low:.3f} – {told.high:.3f}), "
+        f"{len(told.bins)} bins of equal mass"
+    )
 
 
 def calibrate(
@@ -130,7 +135,7 @@ def calibrate(
     ] = "val",
     workers: WorkersOption = 0,
 ) -> None:
-    """Choose the motion gate and the abstention threshold; store them in the model."""
+    """Choose temperature, motion gate and abstention threshold; store them in the model."""
     from training.calibrate import calibrate as choose
     from training.calibrate import rewrite_gates
     from training.evaluate import answer_manifest, described
@@ -141,6 +146,7 @@ def calibrate(
     chosen = choose(answered.answers, answered.spec)
     rewrite_gates(model, answered.spec, chosen, described(answered))
     console = Console()
+    console.print(f"temperature {chosen.temperature:.3f}")
     console.print(f"motion gate {chosen.motion_gate_px:.3f} px")
     console.print(f"abstention threshold {chosen.abstention_threshold:.3f}")
     without = chosen.nothing_abstains

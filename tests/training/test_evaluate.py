@@ -94,7 +94,7 @@ def test_a_model_that_never_answers_has_no_second_table() -> None:
     assert result.answered is None
     assert result.coverage == 0
     assert {s.metric for s in spec_scores(result, "p")} == {
-        *("uf1", "uar", "accuracy", "abstained_genuine")
+        *("uf1", "uar", "accuracy", "abstained_genuine", "ece")
     }
 
 
@@ -102,7 +102,7 @@ def test_the_spec_takes_the_pooled_scores_with_their_protocol() -> None:
     scores = {s.metric: s for s in spec_scores(evaluate(BY_HAND, SPEC), "protocol")}
     assert list(scores) == [
         *("uf1", "uar", "accuracy", "uf1_answered", "uar_answered", "accuracy_answered"),
-        *("abstained_genuine", "abstained_none"),
+        *("abstained_genuine", "abstained_none", "ece"),
     ]
     assert scores["uf1"].protocol == "protocol; 4 clips of 3 people"
     assert scores["uf1_answered"].protocol == "protocol; 2 clips of 2 people"
@@ -220,7 +220,7 @@ def test_scores_in_the_spec_change_nothing_else(tmp_path: Path) -> None:
     before = load_spec(path)
     write_scores(path, before, spec_scores(evaluate(BY_HAND, SPEC), "p"))
     after = Session.open(path).spec
-    assert len(after.scores) == 8
+    assert len(after.scores) == 9
     assert replace(after, scores=()) == before
 
 
