@@ -333,7 +333,7 @@ def encode_clip(plan: ClipPlan, frames: Iterator[NDArray[np.uint8]]) -> bytes:
     with av.open(file, "w", format="mp4") as muxer:
         rate = Fraction(plan.fps).limit_denominator(1001)
         video = muxer.add_stream(name, rate=rate, options=options)
-        video.thread_count = 1  # the same bytes on every machine
+        video.codec_context.thread_count = 1  # the same bytes on every machine
         for number, frame in enumerate(frames):
             if not number:
                 video.height, video.width = frame.shape[:2]
@@ -349,4 +349,6 @@ def _encoder(
     if plan.codec == "mjpeg":
         quantiser = str(max(2, plan.crf - 16))
         return "mjpeg", "yuvj420p", {"qmin": quantiser, "qmax": quantiser}
-    return "libx264", "yuv420p", {"crf": str(plan.crf), "preset": "veryfast"}
+    # As a camera encodes: it cannot look ahead. x264 that does gives other bytes at every run.
+    live = {"preset": "veryfast", "bf": "0", "rc-lookahead": "0"}
+    return "libx264", "yuv420p", live | {"crf": str(plan.crf)}
