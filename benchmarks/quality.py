@@ -5,7 +5,9 @@
 PAIRS is a folder that `mfdan-train synth` wrote. Damage is done to the frames as sent, before a
 face is found. --pictures holds photographs, each sent as both frames: what a limit stops there is
 named file by file. --people is laid out as `benchmarks/expressions.py` says: neutral to a full
-expression is no micro-expression. Limits are the defaults of `model.spec.QualityLimits`.
+expression is no micro-expression. Some of the synthetic faces wear sunglasses; what
+stops them among the genuine pairs does so rightly. Limits are the defaults of
+`model.spec.QualityLimits`.
 """
 
 import argparse

@@ -29,7 +29,7 @@ __all__ = [
     "network_inputs",
 ]
 
-MEASURES_VERSION = 1
+MEASURES_VERSION = 2
 """Raised whenever `Motion` or `Quality` of the same pair change: caches of them are then stale."""
 
 FloatArray = NDArray[np.float32]
