@@ -104,7 +104,7 @@ class QualityLimits:
     """How bad pictures of a face may be (ours); `model.quality` measures, `judge` abstains.
 
     Pixels are those of the 224-pixel aligned crop, unless said otherwise. Of undamaged synthetic
-    pairs with an expression `stop` stops less than 0.5 %, each, sunglasses aside
+    pairs with an expression `stop` stops at most 0.5 %, each, sunglasses aside
     (`benchmarks/quality.py`).
     """
 
