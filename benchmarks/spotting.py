@@ -6,7 +6,7 @@ CLIPS is a folder that `mfdan-train synth-clips` made, so the truth is known. A 
 is found where an interval overlaps the true one by half of what both cover together (the usual
 criterion of spotting challenges); its errors are those of the best overlapping candidate.
 Errors are given in milliseconds and in frames, and whether the first candidate was the one.
-Classes are the likeliest ones, gates left out, at the spotted frames and at the true ones.
+Classes are answered at the spotted frames and at the true ones, with the gates and without.
 
 `--vary crop_px 64 96 128` compares values of one field of TrackingOptions or SpotOptions instead.
 """
@@ -14,6 +14,7 @@ Classes are the likeliest ones, gates left out, at the spotted frames and at the
 import argparse
 import csv
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,11 +29,13 @@ from model.clip_pipeline import ClipOptions, align_clip
 from model.pipeline import AlignedPair, Preprocessor, network_inputs
 from model.session import Session
 from model.spotting import Interval
+from model.verdict import Verdict, judge
+from training.synth_clips_command import CLIPS_FILE
 
 BUNDLED = Path(__file__).parents[1] / "model" / "weights" / "mfdan-synthetic.onnx"
-CLIPS_FILE = "clips.csv"
 OVERLAP = 0.5
 NEAR_FRAMES = 3
+LID_UNITS = {"5", "7", "43"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Truth:
     frames: int
     marks: tuple[int, int, int] | None
     """Onset, apex, offset; None in still clips. A clip's end stands for an offset beyond it."""
+    lids_only: bool
+    """Whether the expression moves nothing but lids, which spotting leaves out for the blinks."""
     peak_px: float
     blinks: tuple[tuple[float, float], ...]
     drift_px: float
@@ -73,11 +78,16 @@ class Result:
     """Ranked; empty where the middle frame was taken."""
     hit: int | None
     """Place of the candidate that overlaps the truth most and enough."""
-    label: str | None
-    """At the first candidate's frames, spotted or not."""
-    label_at_truth: str | None
+    verdict: Verdict | None
+    """On the first candidate's frames, spotted or not."""
+    verdict_at_truth: Verdict | None
     cpu_s: float
     timings_ms: dict[str, float]
+
+    @property
+    def stands(self) -> bool:
+        """Whether a class was answered: the middle frame is none, as in the service."""
+        return bool(self.spotted) and self.verdict is not None and not self.verdict.abstained
 
     @property
     def seconds(self) -> float:
@@ -102,6 +112,7 @@ def _truth(folder: Path, row: dict[str, str]) -> Truth:
         fps=float(row["fps"]),
         frames=frames,
         marks=(int(marks[0]), int(marks[1]), int(marks[2] or frames - 1)) if marks[0] else None,
+        lids_only=_moves_lids_only(row["action_units"]),
         peak_px=float(row["peak_px"]),
         blinks=tuple((float(start), float(end)) for start, end in blinks),
         drift_px=float(row["drift_px"]),
@@ -110,6 +121,12 @@ def _truth(folder: Path, row: dict[str, str]) -> Truth:
         codec=row["codec"],
         crf=int(row["crf"]),
     )
+
+
+def _moves_lids_only(action_units: str) -> bool:
+    """Whether `7L:0.93+5R:0.60` names units of the lids alone, and one at least."""
+    units = [name.partition(":")[0].rstrip("LR") for name in action_units.split("+") if name]
+    return bool(units) and {*units} <= LID_UNITS
 
 
 def overlap(interval: Interval, marks: tuple[int, int, int]) -> float:
@@ -135,8 +152,8 @@ def measure(
         face=bool(candidates),
         spotted=spotted,
         hit=_hit(spotted, truth.marks) if truth.kind == "micro" else None,
-        label=_label(session, candidates[0].pair) if session and candidates else None,
-        label_at_truth=_label_at_truth(truth, clip, preprocessor, session),
+        verdict=_verdict(session, candidates[0].pair) if session and candidates else None,
+        verdict_at_truth=_verdict_at_truth(truth, clip, preprocessor, session),
         cpu_s=cpu,
         timings_ms=aligned.timings_ms,
     )
@@ -150,20 +167,20 @@ def _hit(spotted: Sequence[Interval], marks: tuple[int, int, int] | None) -> int
     return best if overlaps[best] >= OVERLAP else None
 
 
-def _label(session: Session, pair: AlignedPair) -> str:
+def _verdict(session: Session, pair: AlignedPair) -> Verdict:
     inputs = network_inputs(pair.onset, pair.flow, session.spec)
     (row,) = session.run(*(array[None] for array in inputs))
-    return session.spec.classes[int(row.argmax())]
+    return judge(session.spec, row, pair.motion, pair.quality)
 
 
-def _label_at_truth(
+def _verdict_at_truth(
     truth: Truth, clip: Clip, preprocessor: Preprocessor, session: Session | None
-) -> str | None:
+) -> Verdict | None:
     if session is None or truth.marks is None or truth.kind != "micro":
         return None
     onset, apex, _ = truth.marks
     aligned = align_clip(preprocessor, clip, ClipOptions(onset_frame=onset, apex_frame=apex))
-    return _label(session, aligned.faces[0].candidates[0].pair) if aligned.faces else None
+    return _verdict(session, aligned.faces[0].candidates[0].pair) if aligned.faces else None
 
 
 def share(hits: Iterable[bool]) -> str:
@@ -212,6 +229,8 @@ def groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
     chosen: list[tuple[str, Callable[[Truth], bool]]] = [
         ("all", lambda _: True),
         *((f"{fps:g} fps", lambda one, fps=fps: one.fps == fps) for fps in rates),
+        ("lids alone move", lambda one: one.lids_only),
+        ("more than lids", lambda one: not one.lids_only),
         ("peak < 1 px", lambda one: one.peak_px < 1),
         ("peak 1 to 2 px", lambda one: 1 <= one.peak_px < 2),  # noqa: PLR2004 - ours
         ("peak from 2 px", lambda one: one.peak_px >= 2),  # noqa: PLR2004 - ours
@@ -270,15 +289,28 @@ def _empty_groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
 
 
 def _print_classes(results: Sequence[Result]) -> None:
-    micro = [one for one in results if one.truth.kind == "micro" and one.label_at_truth]
-    if not micro:
-        return
+    micro = [one for one in results if one.truth.kind == "micro"]
     found = [one for one in micro if one.hit == 0]
     print("\nlikeliest class is the true one, gates left out")
     for name, members in (("all", micro), ("first one found", found)):
-        spotted = share(one.label == one.truth.label for one in members)
-        true = share(one.label_at_truth == one.truth.label for one in members)
-        print(f"  {name:18} as answered {spotted}   at the true frames {true}")
+        print(
+            f"  {name:18} as answered {share(_right(one, one.verdict) for one in members)}"
+            f"   at the true frames {share(_right(one, one.verdict_at_truth) for one in members)}"
+        )
+    print("\nclips with an answer that stands")
+    for kind in ("micro", "still", "large"):
+        members = [one for one in results if one.truth.kind == kind]
+        right = [_right(one, one.verdict) for one in members if one.stands]
+        tail = f"   of which right {share(right)}" if kind == "micro" else ""
+        print(f"  {kind:18} {share(one.stands for one in members)}{tail}")
+    at_truth = [one.verdict_at_truth for one in micro if one.verdict_at_truth]
+    print(f"  at the true frames {share(not verdict.abstained for verdict in at_truth)}")
+    for reason, count in Counter(verdict.reason for verdict in at_truth).most_common():
+        print(f"    {reason or 'stands':16} {count}")
+
+
+def _right(result: Result, verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.label == result.truth.label
 
 
 def _print_cost(results: Sequence[Result]) -> None:
