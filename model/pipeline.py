@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from model.errors import FrameSizeMismatch
 from model.face import Face, FaceFinder, align, eye_centres, similarity_transform
 from model.flow import compute_flow, to_grey
+from model.lids import LID_SHARE, lid_rise
 from model.magnify import magnify
 from model.movement import Motion, region_movement, residual_motion
 from model.quality import Quality, measure
@@ -29,7 +30,7 @@ __all__ = [
     "network_inputs",
 ]
 
-MEASURES_VERSION = 2
+MEASURES_VERSION = 3
 """Raised whenever `Motion` or `Quality` of the same pair change: caches of them are then stale."""
 
 FloatArray = NDArray[np.float32]
@@ -122,7 +123,7 @@ class Preprocessor:
             onset=onset_crop,
             flow=flow,
             landmarks=landmarks,
-            motion=replace(motion, moved_px=moved),
+            motion=replace(motion, moved_px=max(moved, LID_SHARE * lid_rise(flow, landmarks))),
             quality=quality,
             timings_ms=timings,
         )
