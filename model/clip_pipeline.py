@@ -163,7 +163,7 @@ def _follow(
         preprocessor.spec,
         preprocessor.finder,
         max_faces=options.faces,
-        fps=clip.info.fps,
+        info=clip.info,
         options=options.tracking,
     )
     for frame in _frames(clip, check, timings):

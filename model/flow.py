@@ -5,7 +5,7 @@ y down, from onset to apex: apex(x + u, y + v) shows what onset(x, y) shows.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -18,11 +18,11 @@ from model.spec import FlowMethod
 __all__ = [
     "RigidMotion",
     "compute_flow",
+    "fit_rigid_motion",
     "magnitude",
     "optical_strain",
     "point_flow",
     "remove_rigid_motion",
-    "rigid_moves",
     "to_grey",
 ]
 
@@ -145,17 +145,6 @@ def point_flow(
     return np.asarray(moved - points, np.float32)
 
 
-def rigid_moves(points: FloatArray, moves: FloatArray) -> FloatArray:
-    """Return the head's part of the displacements of points, as `remove_rigid_motion` fits it.
-
-    Convention: points and moves are (N, 2), (x, y), pixels. Returns (N, 2).
-    """
-    x, y = (points - points.mean(axis=0)).T
-    shift_x, shift_y, turn, zoom = _fit_similarity(x, y, moves[:, 0], moves[:, 1])
-    rigid = np.stack([shift_x + zoom * x - turn * y, shift_y + turn * x + zoom * y], axis=1)
-    return np.asarray(rigid, np.float32)
-
-
 def _check_flow(flow: FloatArray) -> None:
     if flow.ndim != _FLOW_NDIM or flow.shape[0] != 2:  # noqa: PLR2004 - u and v
         raise ShapeError(f"a flow field is (2, H, W), got {flow.shape}")
@@ -195,6 +184,12 @@ class RigidMotion:
     mean_px: float
     """Mean length of the motion over the crop, pixels."""
 
+    def at(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return the motion, (2, ...) pixels, at places given from the crop's middle, (x, y)."""
+        across = self.shift_x + self.zoom * x - self.turn * y
+        down = self.shift_y + self.turn * x + self.zoom * y
+        return np.stack([across, down]).astype(np.float32)
+
 
 _ROBUST_STEPS = 8
 _ROBUST_FLOOR_PX = 0.05
@@ -226,11 +221,21 @@ def remove_rigid_motion(
         if mask.shape != (height, width):
             raise ShapeError(f"mask is {mask.shape}, flow is {flow.shape}")
         rows &= mask
-    shift_x, shift_y, turn, zoom = _fit_similarity(x[rows], y[rows], flow[0][rows], flow[1][rows])
-    rigid = np.stack([shift_x + zoom * x - turn * y, shift_y + turn * x + zoom * y])
-    rigid = rigid.astype(np.float32)
-    mean_px = float(magnitude(rigid).mean())
-    return flow - rigid, RigidMotion(shift_x, shift_y, turn, zoom, mean_px)
+    head = RigidMotion(
+        *_fit_similarity(x[rows], y[rows], flow[0][rows], flow[1][rows]), mean_px=0.0
+    )
+    rigid = head.at(x, y)
+    return flow - rigid, replace(head, mean_px=float(magnitude(rigid).mean()))
+
+
+def fit_rigid_motion(points: FloatArray, moves: FloatArray, side: int) -> RigidMotion:
+    """Fit the head's motion to the displacements of points, as `remove_rigid_motion` does.
+
+    Convention: points and moves are (N, 2), (x, y), pixels of a crop of `side`.
+    """
+    x, y = (points - (side - 1) / 2).T
+    head = RigidMotion(*_fit_similarity(x, y, moves[:, 0], moves[:, 1]), mean_px=0.0)
+    return replace(head, mean_px=float(np.hypot(*head.at(x, y)).mean()))
 
 
 def _fit_similarity(

@@ -9,9 +9,16 @@ from numpy.typing import NDArray
 
 from model.errors import ShapeError
 from model.face import eye_centres
-from model.flow import magnitude, remove_rigid_motion
+from model.flow import RigidMotion, magnitude, remove_rigid_motion
 
-__all__ = ["Motion", "region_movement", "residual_motion"]
+__all__ = [
+    "FOLLOWED_LANDMARKS",
+    "FOLLOWED_SIDE",
+    "FaceRegions",
+    "Motion",
+    "region_movement",
+    "residual_motion",
+]
 
 FloatArray = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -28,8 +35,9 @@ class Motion:
     head_px: float
     """Mean motion of the head, which was removed."""
     moved_px: float = nan
-    """How far the part of the face that moved most went, by `region_movement`: noise, blinks and a
-    head that turns do not count. The motion gate reads it. NaN where only a flow is known."""
+    """How far the part of the face that moved most went, by `region_movement`, or half of what the
+    upper lids rose: noise, blinks and a head that turns do not count. The motion gate reads it.
+    NaN where only a flow is known."""
 
 
 def residual_motion(total: FloatArray, face: Mask | None = None) -> tuple[FloatArray, Motion]:
@@ -49,6 +57,16 @@ def residual_motion(total: FloatArray, face: Mask | None = None) -> tuple[FloatA
 
 # All below works on crops shrunk to this side: motion is asked of regions, not of pixels.
 _SIDE = 112
+FOLLOWED_SIDE = _SIDE
+"""Of the crops that `FaceRegions` takes."""
+FOLLOWED_LANDMARKS = (
+    *(70, 63, 105, 66, 107, 336, 296, 334, 293, 300),  # brows
+    *(230, 120, 117, 50, 205, 450, 349, 346, 280, 425),  # below the eyes, cheeks
+    *(129, 358),  # wings of the nose
+    *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),  # round the mouth
+    *(199, 200),  # chin
+)
+"""Mesh landmarks that the spotter looks at: no lids, which blink."""
 _SMOOTHING = 1.0
 """Standard deviation of the smoothing before gradients, pixels of the shrunk crop."""
 _SURROUNDINGS = 6.0
@@ -61,6 +79,10 @@ _TEXTURE_PRIOR = 0.005
 """Squared gradient of normalised contrast below which a region has nothing to tell motion by."""
 _PERCENTILE = 98.0
 _ROBUST_STEPS = 8
+_CLIP_STEPS = 4
+"""Likewise for each frame of a clip."""
+_GRID = 6
+"""Every so many pixels, the motion of a clip's frame is looked at for turns of the head."""
 _RIDGE = 1e-6
 _ROBUST_FLOOR_PX = 0.01
 
@@ -107,8 +129,59 @@ def region_movement(
     motion = _region_motion(before, after, seen)
     # A shrunk pixel x covers crop pixels (x + ½) / scale - ½.
     points = (np.stack([x, y], axis=-1)[seen] + 0.5) / scale - 0.5
-    left = _without_turns(motion[:, seen] / scale, points, landmarks)
+    turns = _Turns.of(points, landmarks, slice(None, None, _SAMPLE_STRIDE))
+    left = turns.without(motion[:, seen] / scale, _ROBUST_STEPS)
     return float(np.percentile(np.hypot(*left), _PERCENTILE))
+
+
+class FaceRegions:
+    """The regions of one face in one crop, as they can be followed through many others.
+
+    What `region_movement` measures between two frames, for a clip: each region's own motion
+    against the crop, solved alike, at some places of the face.
+    """
+
+    def __init__(self, onset: NDArray[np.uint8], landmarks: FloatArray) -> None:
+        """Prepare what does not change with the frame.
+
+        Convention: onset is (112, 112) grey; landmarks are (468, 2), pixels of it.
+        Raises: ShapeError.
+        """
+        if onset.shape != (_SIDE, _SIDE):
+            raise ShapeError(f"the crop of a face is {_SIDE} pixels a side, got {onset.shape}")
+        hull = cv2.convexHull(landmarks.round().astype(np.int32))
+        outline = np.zeros((_SIDE, _SIDE), np.uint8)
+        cv2.fillConvexPoly(outline, hull, 1)
+        self._seen = outline.astype(bool) & ~_eyes(landmarks, _SIDE)
+        self._before = _contrast(onset.astype(np.float32), self._seen)
+        self._y, self._x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
+        grid = np.zeros((_SIDE, _SIDE), bool)
+        grid[::_GRID, ::_GRID] = True
+        fitted = np.stack([self._x, self._y], axis=-1)[grid & self._seen]
+        places = landmarks[list(FOLLOWED_LANDMARKS)].clip(0, _SIDE - 1)
+        points = np.concatenate([fitted, places]).astype(np.float32)
+        self._columns, self._rows = points.round().astype(int).T
+        self._fitted = len(fitted)
+        self._turns = _Turns.of(points, landmarks, slice(0, self._fitted))
+
+    def moved(self, apex: NDArray[np.uint8], head: RigidMotion) -> FloatArray:
+        """Return (N, 2): how far each of `FOLLOWED_LANDMARKS` went by itself, (x, y), pixels.
+
+        Convention: apex is (112, 112) grey, in the transform of the onset; head is the head's
+        motion between the two.
+        """
+        middle = np.float32((_SIDE - 1) / 2)
+        across, down = head.at(self._x - middle, self._y - middle)
+        returned = cv2.remap(
+            apex.astype(np.float32),
+            self._x + across,
+            self._y + down,
+            cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        after = _contrast(np.asarray(returned, np.float32), self._seen)
+        motion = _region_motion(self._before, after, self._seen)[:, self._rows, self._columns]
+        return self._turns.without(motion, _CLIP_STEPS)[:, self._fitted :].T
 
 
 def _shrunk(picture: FloatArray) -> FloatArray:
@@ -178,26 +251,42 @@ def _nose(points: FloatArray, landmarks: FloatArray) -> FloatArray:
     return np.asarray(np.exp(-squared / 2), np.float32)
 
 
-def _without_turns(motion: FloatArray, points: FloatArray, landmarks: FloatArray) -> FloatArray:
-    """Remove what a similarity, and turns in depth about both axes, explain of a field.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Turns:
+    """Modes of a similarity, and of turns in depth about both axes, at N points.
 
-    A head that turns carries the nose further than the rest of the face. Geman–McClure weights,
-    as in `remove_rigid_motion`. Convention: motion is (2, N), points (N, 2), pixels of the crop.
+    A head that turns carries the nose further than the rest of the face.
     """
-    x, y = ((points - points.mean(axis=0)) / np.float32(100)).T
-    one, none, depth = np.ones_like(x), np.zeros_like(x), _nose(points, landmarks)
-    across = np.stack([one, none, x, -y, depth, none])
-    down = np.stack([none, one, y, x, none, depth])
-    some = slice(None, None, _SAMPLE_STRIDE)  # a smooth field needs no more
-    fitted = _robust_fit(across[:, some], down[:, some], motion[:, some])
-    return np.asarray(motion - np.stack([fitted @ across, fitted @ down]), np.float32)
+
+    across: FloatArray
+    """(6, N)."""
+    down: FloatArray
+    """(6, N)."""
+    fitted_on: slice
+    """Points that the fit looks at: a smooth field needs not all of them."""
+
+    @classmethod
+    def of(cls, points: FloatArray, landmarks: FloatArray, fitted_on: slice) -> "_Turns":
+        x, y = ((points - points.mean(axis=0)) / np.float32(100)).T
+        one, none, depth = np.ones_like(x), np.zeros_like(x), _nose(points, landmarks)
+        return cls(
+            across=np.stack([one, none, x, -y, depth, none]),
+            down=np.stack([none, one, y, x, none, depth]),
+            fitted_on=fitted_on,
+        )
+
+    def without(self, motion: FloatArray, steps: int) -> FloatArray:
+        """Subtract from (2, N) what the modes explain; Geman–McClure weights."""
+        some = self.fitted_on
+        fitted = _robust_fit(self.across[:, some], self.down[:, some], motion[:, some], steps)
+        return np.asarray(motion - np.stack([fitted @ self.across, fitted @ self.down]), np.float32)
 
 
-def _robust_fit(across: FloatArray, down: FloatArray, motion: FloatArray) -> FloatArray:
+def _robust_fit(across: FloatArray, down: FloatArray, motion: FloatArray, steps: int) -> FloatArray:
     """Weigh the (K, N) modes of both components so that their sum fits (2, N); return (K,)."""
     weights = np.ones(motion.shape[1])
     fitted = np.zeros(len(across))
-    for _ in range(_ROBUST_STEPS):
+    for _ in range(steps):
         # Few enough numbers for the linear-algebra library to start no threads of its own.
         normal = (across * weights) @ across.T + (down * weights) @ down.T
         right = (across * weights) @ motion[0] + (down * weights) @ motion[1]

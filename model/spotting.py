@@ -87,20 +87,21 @@ class SpotOptions:
     """From onset to apex, and from apex to offset. Half a second is the usual bound of the whole
     (Yan et al. 2013); annotated ones reach somewhat beyond."""
     shortest_phase_s: float = 0.03
-    smoothing_s: float = 0.02
+    smoothing_s: float = 0.015
     """Standard deviation of the Gaussian that smooths each region's trajectory."""
-    floor_px: float = 0.25
+    floor_px: float = 0.38
     """No threshold is lower: what noise and the flow's own error reach."""
     ceiling_px: float = 6.0
     """A stronger interval is no micro-expression (.3–3 px of a crop of 224) or a face that was
     lost; it comes after all others."""
-    deviations: float = 4.0
+    deviations: float = 2.5
     """Robust standard deviations of the curve, above its median, that a threshold lies."""
-    edge: float = 0.15
-    """Share of the height at which the curve begins to rise and has come back."""
-    return_cost: float = 0.5
+    edge: float = 0.25
+    """Share of the height at which the curve is seen to rise and to have come back; onset and
+    offset are where half a cosine through apex and edge has its rest."""
+    return_cost: float = 0.4
     """What a pixel between onset and offset takes off the height."""
-    restless: float = 0.5
+    restless: float = 0.6
     """An interval before or after which the face moves by more than this share of its height is a
     piece of something longer: speech, a large expression."""
     around_s: float = 0.2
@@ -110,7 +111,7 @@ class SpotOptions:
 
 
 DEFAULT_SPOTTING = SpotOptions()
-_FLAT = 0.95
+_FLAT = 0.98
 """Above this share of its maximum a curve counts as its top."""
 _TRIED = 12
 """Onsets and offsets tried for each apex."""
@@ -303,14 +304,19 @@ def _refined(
 ) -> Sketch:
     """Move onset, offset and an apex not given to where the curve against the rest has them."""
     curve = _from_rest(rough, places, times)[rough.onset : rough.offset + 1]
-    apex = rough.onset + _top(curve) if apex is None else apex
-    low = curve <= options.edge * curve[apex - rough.onset]
-    before = np.flatnonzero(low[: apex - rough.onset])
-    after = np.flatnonzero(low[apex - rough.onset :])
+    top = _top(curve) if apex is None else apex - rough.onset
+    low = curve <= options.edge * curve[top]
+    before = int(np.flatnonzero(low[:top])[-1])
+    after = top + int(np.flatnonzero(low[top:])[0])
+    # The rest of the way to and from the rest is shorter than noise lets it be seen.
+    moments = times[rough.onset : rough.offset + 1]
+    phase = 1 - np.arccos(1 - 2 * options.edge) / np.pi
+    reach = moments[top] + (moments[[before, after]] - moments[top]) / phase
+    onset, offset = (int(np.abs(moments - at).argmin()) for at in reach)
     return Sketch(
-        onset=rough.onset + int(before[-1]),
-        apex=apex,
-        offset=apex + int(after[0]),
+        onset=rough.onset + min(onset, before),
+        apex=rough.onset + top,
+        offset=rough.onset + max(offset, after),
         returned=True,
         height=rough.height,
     )

@@ -5,6 +5,7 @@ second; in between, each face is measured in overlapping stretches of two second
 similarity transform from the mesh at its first frame (docs/decisions.md, "One transform").
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.clip import Frame
+from model.clip import ClipInfo, Frame
 from model.face import Box, Face, FaceFinder, align, similarity_transform
-from model.flow import point_flow, rigid_moves
-from model.regions import REGIONS
+from model.flow import fit_rigid_motion, point_flow
+from model.movement import FOLLOWED_LANDMARKS, FOLLOWED_SIDE, FaceRegions
 from model.spec import ModelSpec
 from model.spotting import Trajectory
 
@@ -24,27 +25,8 @@ __all__ = ["DEFAULT_TRACKING", "Track", "Tracker", "TrackingOptions", "overlap"]
 
 Grey = NDArray[np.uint8]
 
-SPOTTED_REGIONS = tuple(name for name in REGIONS if not name.endswith("_lid") and name != "nose")
-"""Lids blink, and the nose is what the others are measured against."""
-_STEADY = len(SPOTTED_REGIONS)
-_NOSE = (*REGIONS["nose"], 168, 6, 197, 195)
-"""Wings and tip, then down the bridge."""
-_ANCHORS = [i for name in SPOTTED_REGIONS for i in REGIONS[name]] + [*_NOSE]
-_CORNERS = np.array([(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)])
-_REGION_OF = np.repeat(
-    [place for place, name in enumerate(SPOTTED_REGIONS) for _ in REGIONS[name]]
-    + [_STEADY] * len(_NOSE),
-    len(_CORNERS),
-)
-"""Region of each followed point."""
-_IN_BROWS = np.isin(
-    _REGION_OF, [place for place, name in enumerate(SPOTTED_REGIONS) if name.endswith("_brow")]
-)
-_MOST_POINTS = 24
-_POINTS_OF = np.stack(
-    [np.resize(np.flatnonzero(place == _REGION_OF), _MOST_POINTS) for place in range(_STEADY)]
-)
-"""(R, 24) points of each region: 4, 8 or 12, repeated alike, so that their median is the same."""
+_HEAD_LANDMARKS = (*FOLLOWED_LANDMARKS, 168, 6, 197, 195, 5, 4, 48, 278)
+"""Points that tell how the head moved: the nose's as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,16 +37,10 @@ class TrackingOptions:
     """Between two looks for faces; a quarter of it while nobody is followed."""
     stretch_s: float = 2.0
     """Length of a stretch; the next begins at its middle."""
-    crop_px: int = 128
-    """Side of the crops that flow is computed on."""
-    window: float = 0.14
-    """Side of the square that a point is recognised by, as a share of the crop."""
-    brow_window: float = 0.1
-    """Likewise at the brows, where a larger one would see the lids blink."""
-    spread: float = 0.05
-    """Four points stand around each landmark of a region, this many eye distances aside."""
-    rate_hz: float = 100.0
-    """Frames measured in a second; of a faster camera every n-th is left out."""
+    window_px: int = 15
+    """Side of the square that a point of the head is recognised by, pixels of the crop."""
+    rate_hz: float = 70.0
+    """At most so many frames are measured in a second: of a faster camera every n-th."""
     same_face: float = 0.3
     """Overlap (intersection over union) of the boxes of one person in two keyframes."""
     away_s: float = 2.0
@@ -112,8 +88,9 @@ class _Stretch:
     transform: NDArray[np.float64]
     reference: Grey
     points: NDArray[np.float32]
-    """(P, 2), pixels of the crop, in the order of `_REGION_OF`."""
-    head: NDArray[np.float32]
+    """(P, 2) of the head, pixels of the crop."""
+    regions: FaceRegions
+    expected: NDArray[np.float32]
     """(P, 2): what the head did up to the last frame; the next one is looked for there."""
     starts_scene: bool
     frames: list[int] = field(default_factory=list)
@@ -132,12 +109,13 @@ class Tracker:
         finder: FaceFinder,
         *,
         max_faces: int,
-        fps: float,
+        info: ClipInfo,
         options: TrackingOptions = DEFAULT_TRACKING,
     ) -> None:
         self._spec, self._finder, self._options = spec, finder, options
         self._max_faces = max_faces
-        self._every = max(1, int(fps // options.rate_hz))
+        self._every = max(1, math.ceil(info.fps / options.rate_hz))
+        self._seconds = info.duration_s
         self._scene: list[Track] = []
         self._followed: list[Track] = []
         self._stretches: list[_Stretch] = []
@@ -225,46 +203,50 @@ class Tracker:
 
     def _wants_a_stretch(self, track: Track, now: float) -> bool:
         begun = [stretch.start_s for stretch in self._stretches if stretch.track is track]
-        return not begun or now >= max(begun) + self._options.stretch_s / 2
+        if not begun:
+            return True
+        length = self._options.stretch_s
+        # One that lasts to the end needs no other beside it.
+        return max(begun) + length < self._seconds and now >= max(begun) + length / 2
 
     def _begin(self, track: Track, frame: Frame, grey: Grey) -> _Stretch:
-        size = self._options.crop_px
         face = track.sightings[-1][1]
-        transform = similarity_transform(face.landmarks, self._spec.alignment, size)
-        landmarks = face.landmarks @ transform[:, :2].T + transform[:, 2]
-        aside = self._options.spread * self._spec.alignment.eye_distance * size
-        points = landmarks[_ANCHORS][:, None] + aside * _CORNERS
+        transform = similarity_transform(face.landmarks, self._spec.alignment, FOLLOWED_SIDE)
+        landmarks = np.asarray(face.landmarks @ transform[:, :2].T + transform[:, 2], np.float32)
+        reference = align(grey, transform, FOLLOWED_SIDE)
+        points = landmarks[list(_HEAD_LANDMARKS)]
         return _Stretch(
             track=track,
             start_s=frame.time_s,
             transform=transform,
-            reference=align(grey, transform, size),
-            points=points.reshape(-1, 2).astype(np.float32),
-            head=np.zeros((points.size // 2, 2), np.float32),
+            reference=reference,
+            points=points,
+            regions=FaceRegions(reference, landmarks),
+            expected=np.zeros_like(points),
             starts_scene=self._scene_starts,
         )
 
     def _measure(self, stretch: _Stretch, frame: Frame, grey: Grey) -> None:
-        options, size = self._options, self._options.crop_px
+        side = FOLLOWED_SIDE
         start = time.perf_counter()
-        crop = align(grey, stretch.transform, size)
+        crop = align(grey, stretch.transform, side)
         aligned = time.perf_counter()
-        moves = np.empty_like(stretch.points)
-        for some, window in ((_IN_BROWS, options.brow_window), (~_IN_BROWS, options.window)):
-            points, expected = stretch.points[some], stretch.head[some]
-            side = 2 * round(window * size / 2) + 1
-            moves[some] = point_flow(stretch.reference, crop, points, expected, side)
-        stretch.head = rigid_moves(stretch.points, moves)
-        own = (moves - stretch.head) * (self._spec.input_size / size)
+        points = stretch.points
+        moves = point_flow(
+            stretch.reference, crop, points, stretch.expected, self._options.window_px
+        )
+        head = fit_rigid_motion(points, moves, side)
+        stretch.expected = head.at(*(points - (side - 1) / 2).T).T
+        own = stretch.regions.moved(crop, head) * (self._spec.input_size / side)
         stretch.frames.append(frame.index)
         stretch.times_s.append(frame.time_s)
-        stretch.places.append(_region_means(own))
+        stretch.places.append(own.astype(np.float64))
         self.timings_ms["align"] += (aligned - start) * 1e3
         self.timings_ms["flow"] += (time.perf_counter() - aligned) * 1e3
 
     def _has_wandered(self, stretch: _Stretch) -> bool:
         """Whether the face now stands elsewhere than in the stretch's crop."""
-        size = self._options.crop_px
+        size = FOLLOWED_SIDE
         face = stretch.track.sightings[-1][1]
         now = similarity_transform(face.landmarks, self._spec.alignment, size)
         middle = np.array([size / 2, self._spec.alignment.eye_y * size])
@@ -297,12 +279,6 @@ class Tracker:
                         ends_scene=ends_scene,
                     )
                 )
-
-
-def _region_means(moves: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return (R, 2): the median motion of each region's points, the nose's subtracted."""
-    nose = np.median(moves[_REGION_OF == _STEADY], axis=0)
-    return np.asarray(np.median(moves[_POINTS_OF], axis=1) - nose, np.float64)
 
 
 def overlap(a: Box, b: Box) -> float:

@@ -209,4 +209,4 @@ def test_a_talking_man_is_followed_to_the_end_and_moves_too_much() -> None:
     (face,) = found.faces
     assert face.seen > 0.9
     assert found.scene_cuts == ()
-    assert face.curve.threshold_px > 2
+    assert face.curve.threshold_px > 1  # pixels: he does not rest
