@@ -126,9 +126,9 @@ class QualityLimits:
     """Between the eye centres, pixels of the frame as sent."""
     outside: Limit = Limit(warn=0.1, stop=0.35)
     """Share, 0 to 1, of the crop that lies outside the frame."""
-    head_px: Limit = Limit(warn=3.0, stop=6.0)
+    head_px: Limit = Limit(warn=3.0, stop=4.0)
     """Mean motion of the head from onset to apex."""
-    p95_px: Limit = Limit(warn=3.0, stop=4.0)
+    p95_px: Limit = Limit(warn=2.5, stop=3.0)
     """95th percentile of what moved inside the face; a micro-expression moves less."""
     low_frame_rate: float = Field(default=50.0, gt=0)
     """Frames a second below which a clip is answered with a warning."""

@@ -37,9 +37,9 @@ class Pictures:
         place = {"centre": (160.0, 110.0), "eye_distance": 50.0}
         scene = background(240, 320)
         self.onset = encode(draw_face(scene, **place))
-        self.smile = encode(draw_face(scene, **place, smile=3.0))
-        self.brows = encode(draw_face(scene, **place, brow_lift=3.0))
-        self.moved_head = encode(draw_face(scene, centre=(162.5, 110.0), eye_distance=50.0))
+        self.smile = encode(draw_face(scene, **place, smile=2.0))
+        self.brows = encode(draw_face(scene, **place, brow_lift=2.0))
+        self.moved_head = encode(draw_face(scene, centre=(162.2, 110.0), eye_distance=50.0))
         self.far_head = encode(draw_face(scene, centre=(166.0, 110.0), eye_distance=50.0))
         self.empty = encode(scene)
         border = {"centre": (35.0, 110.0), "eye_distance": 50.0}

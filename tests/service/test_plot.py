@@ -183,7 +183,7 @@ def test_a_clip_that_is_none_fails_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n/etc/passwd\n")
     result = predict(tmp_path / "list.m3u8")
     assert result.exit_code == 1
-    assert result.stderr.startswith("mfdan: the bytes are not a clip")
+    assert result.stderr.startswith("mfdan: the bytes are not an MP4")
     assert result.stderr.count("\n") == 1
 
 
