@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import ShapeError
-from model.movement import region_movement, residual_motion
+from model.face import align, similarity_transform
+from model.flow import RigidMotion, to_grey
+from model.movement import (
+    FOLLOWED_LANDMARKS,
+    FOLLOWED_SIDE,
+    FaceRegions,
+    region_movement,
+    residual_motion,
+)
 from model.pipeline import AlignedPair, Preprocessor
 from model.spec import ModelSpec, Provenance
 
@@ -20,6 +28,7 @@ SPEC = ModelSpec(
 )
 PREPROCESSOR = Preprocessor(SPEC)
 STILL = draw_face()
+STEADY = RigidMotion(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def pair_of(onset: np.ndarray, apex: np.ndarray) -> AlignedPair:
@@ -116,3 +125,32 @@ def test_a_flow_alone_does_not_tell_how_far_the_face_moved() -> None:
     assert flow.shape == (2, 40, 56)
     assert motion.p95_px == 0
     assert np.isnan(motion.moved_px)
+
+
+def followed(frame: np.ndarray, head: RigidMotion = STEADY) -> dict[int, np.ndarray]:
+    """How far each followed landmark went from STILL, pixels of the small crop."""
+    face = PREPROCESSOR.finder.find(STILL)[0]
+    transform = similarity_transform(face.landmarks, SPEC.alignment, FOLLOWED_SIDE)
+    crops = [align(to_grey(each), transform, FOLLOWED_SIDE) for each in (STILL, frame)]
+    landmarks = face.landmarks @ transform[:, :2].T + transform[:, 2]
+    moves = FaceRegions(crops[0], landmarks.astype(np.float32)).moved(crops[1], head)
+    return dict(zip(FOLLOWED_LANDMARKS, moves, strict=True))
+
+
+def test_of_the_followed_places_those_move_that_the_expression_moves() -> None:
+    moves = followed(draw_face(smile=1.5))
+    corners = [moves[61][1], moves[291][1]]
+    assert max(corners) < -0.15  # up
+    assert max(abs(moves[place]).max() for place in (70, 300, 107, 336)) < 0.06
+
+
+def test_a_head_that_moved_as_told_leaves_its_regions_where_they_are() -> None:
+    shift = FOLLOWED_SIDE * SPEC.alignment.eye_distance / 80  # a pixel of the frame, 80 a face
+    head = RigidMotion(3 * shift, 0.0, 0.0, 0.0, 3 * shift)
+    moves = followed(draw_face(centre=(323.0, 220.0)), head)
+    assert max(abs(move).max() for move in moves.values()) < 0.1
+
+
+def test_a_crop_of_another_side_is_refused() -> None:
+    with pytest.raises(ShapeError, match="112"):
+        FaceRegions(np.zeros((96, 96), np.uint8), LANDMARKS)
