@@ -8,7 +8,7 @@ criterion of spotting challenges); its errors are those of the best overlapping 
 Errors are given in milliseconds and in frames, and whether the first candidate was the one.
 Classes are answered at the spotted frames and at the true ones, with the gates and without.
 
-`--vary crop_px 64 96 128` compares values of one field of TrackingOptions or SpotOptions instead.
+`--vary rate_hz 50 100 200` compares values of one field of TrackingOptions or SpotOptions instead.
 """
 
 import argparse
