@@ -189,7 +189,7 @@ class Judged(_Schema):
     """Who chose the frames: the spotter, the caller (one or both), or nobody, when nothing was
     spotted: then the first frame and the middle one are taken, and the answer abstains."""
     strength_px: Pixels | None
-    """How far the face left its rest, pixels of the crop that the spotter looks at."""
+    """How far the face left its rest, pixels of the model's aligned crop."""
 
 
 class Candidate(Judged):
@@ -222,7 +222,7 @@ class Face(Judged):
     regions: tuple[Region, ...] | None = None
     """What moved, the most first; only when `explain` was asked for."""
     seen: Share | None
-    """Of a clip: share of the looked-at frames, two a second, that show this face."""
+    """Of a clip: share of it through which this face was followed."""
     motion_curve: MotionCurve | None
     candidates: tuple[Candidate, ...]
     """Of a clip: the strongest movement first, which is the face's own answer. Empty for a pair."""
