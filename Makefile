@@ -27,8 +27,10 @@ weights: $(VENV)/.test
 	$(SYNTH) --out $(RUNS)/pairs-test --seed 2 --pairs 4000
 	$(TRAIN) fit $(RUNS)/pairs --out $(RUNS)/mfdan-synthetic
 	$(TRAIN) export --run $(RUNS)/mfdan-synthetic --out $(MODEL)
-	$(TRAIN) calibrate --model $(MODEL) $(RUNS)/pairs
-	$(TRAIN) evaluate --model $(MODEL) $(RUNS)/pairs-test --write-spec
+	$(SYNTH) --out $(RUNS)/pairs-gates --seed 11 --pairs 16000 --none-fraction 0.4
+	$(SYNTH) --out $(RUNS)/pairs-gates-test --seed 12 --pairs 7000 --none-fraction 0.6
+	$(TRAIN) calibrate --model $(MODEL) $(RUNS)/pairs-gates
+	$(TRAIN) evaluate --model $(MODEL) $(RUNS)/pairs-gates-test --write-spec
 
 test: $(VENV)/.test
 	$(BIN)/ruff check
