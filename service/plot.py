@@ -47,6 +47,8 @@ _GAP = 4.0
 class PlottedFace:
     """What is drawn of one face."""
 
+    face_id: int
+    """Its number within the answer, as tables and JSON have it."""
     pair: AlignedPair
     apex: NDArray[np.uint8]
     """(S, S, 3) RGB: the apex aligned as the pair's onset is."""
@@ -95,8 +97,8 @@ def draw_answer(faces: Sequence[PlottedFace], scene_cuts_s: Sequence[float] = ()
         figure.text(0.5, 0.5, "No face was found.", ha="center", va="center", fontsize=14)
         return figure
     parts = figure.subfigures(len(faces), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for number, (part, face) in enumerate(zip(parts, faces, strict=True), start=1):
-        name = f"face {number}: " if len(faces) > 1 else ""
+    for part, face in zip(parts, faces, strict=True):
+        name = f"face {face.face_id}: " if len(faces) > 1 else ""
         _draw_face(part, face, name, scene_cuts_s)
     return figure
 

@@ -116,6 +116,7 @@ async def _answer(
 def _save(out: Path, upload: Upload | ClipUpload, answer: Answer, settings: Settings) -> None:
     faces = [
         PlottedFace(
+            face_id=face.face_id,
             pair=face.pair,
             apex=apex,
             verdict=face.verdict,

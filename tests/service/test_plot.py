@@ -40,10 +40,12 @@ def pair(apex: np.ndarray) -> AlignedPair:
     return pair
 
 
-def plotted(pair: AlignedPair, reasons: tuple[str, ...] = (), **more: object) -> PlottedFace:
+def plotted(
+    pair: AlignedPair, reasons: tuple[str, ...] = (), face_id: int = 1, **more: object
+) -> PlottedFace:
     shares = {"negative": 0.1, "positive": 0.7, "surprise": 0.2}
     verdict = Verdict("positive", shares, reasons)
-    return PlottedFace(pair=pair, apex=pair.onset, verdict=verdict, **more)
+    return PlottedFace(face_id=face_id, pair=pair, apex=pair.onset, verdict=verdict, **more)
 
 
 def interval(onset: int, offset: int | None = None) -> Interval:
@@ -77,10 +79,11 @@ def test_the_picture_says_in_words_why_an_answer_abstains(pair: AlignedPair) -> 
     assert "also: no class is likely enough" in told
 
 
-def test_each_of_several_faces_is_drawn(pair: AlignedPair) -> None:
-    told = words(draw_answer([plotted(pair), plotted(pair, ("blurred",))]))
-    assert "face 1: positive" in told
-    assert "face 2: abstains: the face is blurred" in told
+def test_each_of_several_faces_is_drawn_with_its_own_number(pair: AlignedPair) -> None:
+    faces = [plotted(pair, face_id=2), plotted(pair, ("blurred",), face_id=1)]
+    told = words(draw_answer(faces))
+    assert "face 2: positive" in told
+    assert "face 1: abstains: the face is blurred" in told
 
 
 def test_a_curve_is_not_drawn_where_the_face_was_not_seen(pair: AlignedPair) -> None:
