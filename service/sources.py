@@ -1,6 +1,7 @@
 """What `mfdan score` has to score: folders, files and patterns → clips and pairs of pictures."""
 
 import csv
+import errno
 import glob
 import os
 import stat
@@ -120,21 +121,29 @@ def is_clip(head: bytes) -> bool:
 def read_upload(paths: Sequence[Path], settings: Settings) -> Upload | ClipUpload:
     """Read one clip, or an onset and an apex; what is larger than the caps is not read.
 
-    Raises: ClipTooLarge, ImageTooLarge, OSError.
+    Raises: ClipTooLarge, ImageTooLarge, OSError (also of a pipe or a device).
     """
     if len(paths) == len(_PAIR):
         limit = settings.max_image_bytes
         for name, path in zip(_PAIR, paths, strict=True):
-            if (size := path.stat().st_size) > limit:
+            if (size := _size(path)) > limit:
                 raise ImageTooLarge(
                     f"{name}: the picture holds {size} bytes, at most {limit} are taken"
                 )
         onset, apex = (_read(path, limit) for path in paths)
         return Upload(onset, apex)
     limit = settings.max_clip_bytes
-    if (size := paths[0].stat().st_size) > limit:
+    if (size := _size(paths[0])) > limit:
         raise ClipTooLarge(f"the clip holds {size} bytes, at most {limit} are taken")
     return ClipUpload(_read(paths[0], limit))
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; a pipe would wait and a device never end. Raises: OSError."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return found.st_size
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -241,6 +250,7 @@ def _read_manifest(manifest: Path) -> list[_Item]:
     """Read a CSV with columns onset and apex, or clip; paths are relative to its folder."""
     folder = _absolute(manifest).parent
     try:
+        _size(manifest)  # a manifest may be as long as it likes, but must end
         with manifest.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.DictReader(file)
             columns = set(lines.fieldnames or ())

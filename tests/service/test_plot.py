@@ -190,6 +190,12 @@ def test_a_clip_that_is_none_fails_in_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_a_device_is_refused_in_one_line() -> None:
+    result = predict("/dev/zero")
+    assert result.exit_code == 1
+    assert result.stderr == "mfdan: /dev/zero: Not a regular file\n"
+
+
 def test_without_matplotlib_a_plot_says_what_to_install_before_the_work(tmp_path: Path) -> None:
     """In a process of its own, where the package cannot be imported."""
     (tmp_path / "clip.mp4").write_bytes(b"")

@@ -256,6 +256,15 @@ def test_an_interrupted_run_goes_on_where_it_was_stopped(
     assert len({row["file"] for row in read(out)}) == 20
 
 
+def test_a_pipe_and_a_device_of_a_manifest_are_rows_of_their_own(tmp_path: Path, out: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("clip\npipe.mp4\n/dev/zero\n")
+    assert run("--manifest", manifest, "--out", out).exit_code == 1
+    assert [row["error_code"] for row in read(out)] == ["unreadable"] * 2
+    assert {row["error"] for row in read(out)} == {"not a regular file"}
+
+
 class FailingSession:
     """A real session whose first run fails as no file should make it."""
 

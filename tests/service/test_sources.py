@@ -6,9 +6,9 @@ import pytest
 from drawn_clips import encode_clip, encode_pictures, grey_steps
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import encode
+from serving import MakeSettings, encode
 
-from service.sources import BadArgument, Source, find_sources, is_clip
+from service.sources import BadArgument, Source, find_sources, is_clip, read_upload
 
 CLIP = encode_pictures(grey_steps(3), 25, "gif")
 PICTURE = encode(grey_steps(1)[0])
@@ -91,6 +91,31 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.mp4")
     found = find_sources([str(tmp_path)])
     assert (found.sources, found.skipped) == ((), 1)
+
+
+@pytest.fixture(params=["pipe", "/dev/zero"])
+def endless(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return what has no end, or whose end would be waited for."""
+    path = tmp_path / request.param  # which is /dev/zero itself
+    if not path.exists():
+        os.mkfifo(path)
+    return path
+
+
+def test_a_pipe_or_device_is_not_read(
+    endless: Path, tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    picture = write(tmp_path / "onset.png", PICTURE)
+    for paths in ([endless], [picture, endless], [endless, picture]):
+        with pytest.raises(OSError, match="Not a regular file") as raised:
+            read_upload(paths, make_settings())
+        assert raised.value.filename == str(endless)
+
+
+@pytest.mark.parametrize("endless", ["pipe", "/dev/null"], indirect=True)
+def test_a_manifest_that_is_a_pipe_or_device_is_refused(endless: Path) -> None:
+    with pytest.raises(BadArgument, match="Not a regular file"):
+        find_sources([], endless)
 
 
 def test_a_pattern_is_expanded_where_the_shell_did_not(tmp_path: Path) -> None:
