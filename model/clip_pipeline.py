@@ -3,13 +3,14 @@
 The clip is decoded twice: once to follow the faces and spot what they do, once to fetch the
 chosen onset and apex frames in colour. Training and serving share it.
 
-Memory does not grow with the clip. At any time there are: the bytes as sent; the decoder's frames
+Memory hardly grows with the clip. At any time there are: the bytes as sent; the decoder's frames
 (its reference frames and threads, up to 16 + 1 pictures of 1.5 bytes a pixel, twice that with ten
 bits); one frame as grey and one as RGB (4 bytes a pixel, twice where it had to be turned); for each
-person two stretches of at most 200 moments of 11 regions; and in the second pass the onset frames
-of the intervals under way, at most two for each person, and one apex (3 bytes a pixel each), with
-the model's crops of every candidate (about 1 MB each at 224 pixels); and some 30 MB in which
-detector, mesh and flow work, whatever the frame's size. `benchmarks/clip.py` measures it.
+person two stretches of at most 140 moments, with 20 MB while one of them is searched; in the second
+pass the onset frames of the intervals under way, at most two for each person, and one apex (3 bytes
+a pixel each), with the model's crops of every candidate (about 1 MB each at 224 pixels); and some
+30 MB of workspace. What stays of a person is the curve and the keyframes: half a megabyte for each
+minute.
 """
 
 import time
@@ -27,13 +28,13 @@ from model.spotting import (
     DEFAULT_SPOTTING,
     Interval,
     MotionCurve,
+    Searched,
     Sketch,
     SpotOptions,
     Trajectory,
     around,
-    search,
+    look_through,
     threshold,
-    unfinished,
 )
 from model.tracking import DEFAULT_TRACKING, Track, Tracker, TrackingOptions, overlap
 
@@ -125,9 +126,12 @@ def align_clip(
     _check_frames(options, clip.info.frames)
     timings = dict.fromkeys(("decode", "detect", "spot", "align", "flow"), 0.0)
     tracker = _follow(preprocessor, clip, options, check, timings)
-    start = time.perf_counter()
     tracks = tracker.finish()
-    spotted = [_spot(track, options) for track in tracks[: options.faces]]
+    for stage, spent in tracker.timings_ms.items():
+        timings[stage] += spent
+    start = time.perf_counter()
+    answerable = [one for one in (_spot(track, options) for track in tracks) if one.intervals]
+    spotted = answerable[: options.faces]
     timings["spot"] += (time.perf_counter() - start) * 1e3
     pairs = _fetch(preprocessor, clip, spotted, check, timings)
     return AlignedClip(
@@ -135,7 +139,7 @@ def align_clip(
         faces=tuple(
             _face(one, pairs, tracker) for one in spotted if (one.track.face_id, 0) in pairs
         ),
-        more_faces=tracker.more_faces or len(tracks) > options.faces,
+        more_faces=tracker.more_faces or len(answerable) > options.faces,
         scene_cuts=tuple(tracker.cuts),
         timings_ms=timings,
     )
@@ -146,8 +150,10 @@ def _check_frames(options: ClipOptions, count: int) -> None:
         if frame is not None and not 0 <= frame < count:
             raise FrameOutOfRange(f"the {name} frame {frame} is not one of 0 to {count - 1}")
     onset, apex = options.onset_frame, options.apex_frame
-    if onset is not None and onset >= (count - 1 if apex is None else apex):
-        raise FrameOutOfRange(f"no apex can follow the onset frame {onset}")
+    if onset is not None and apex is not None and onset >= apex:
+        raise FrameOutOfRange(f"the apex frame {apex} is not after the onset frame {onset}")
+    if onset == count - 1:
+        raise FrameOutOfRange(f"no apex can follow the onset frame {onset}, the last")
     if apex == 0:
         raise FrameOutOfRange("no onset can precede the apex frame 0")
 
@@ -159,18 +165,29 @@ def _follow(
     check: Callable[[], None],
     timings: dict[str, float],
 ) -> Tracker:
+    named = _named(options)
+
+    def search(trajectory: Trajectory) -> Searched:
+        check()
+        first, last = trajectory.frames[0], trajectory.frames[-1]
+        keep = any(first <= frame <= last for frame in named)
+        return look_through(trajectory, options.spotting, keep=keep)
+
     tracker = Tracker(
-        preprocessor.spec,
-        preprocessor.finder,
+        preprocessor,
+        clip.info,
+        search,
         max_faces=options.faces,
-        info=clip.info,
         options=options.tracking,
     )
     for frame in _frames(clip, check, timings):
         tracker.feed(frame, last=frame.index == clip.info.frames - 1)
-    timings["detect"] += tracker.timings_ms["detect"]
-    timings["spot"] += tracker.timings_ms["align"] + tracker.timings_ms["flow"]
     return tracker
+
+
+def _named(options: ClipOptions) -> list[int]:
+    """Return the frames that the caller named, the onset first."""
+    return [frame for frame in (options.onset_frame, options.apex_frame) if frame is not None]
 
 
 def _frames(clip: Clip, check: Callable[[], None], timings: dict[str, float]) -> Iterator[Frame]:
@@ -185,31 +202,29 @@ def _frames(clip: Clip, check: Callable[[], None], timings: dict[str, float]) ->
         yield frame
 
 
-_Searched = tuple[Trajectory, NDArray[np.float64], list[Sketch]]
-"""A trajectory, the heights of its moments, and its intervals."""
 _NEEDED = 2
 """Frames of an onset and an apex: somebody seen in one alone cannot be answered for."""
 
 
 def _spot(track: Track, options: ClipOptions) -> _Spotted:
-    searched = [(one, *search(one, options.spotting)) for one in track.trajectories]
-    curve = _curve(searched, options.spotting)
+    curve = _curve(track, options.spotting)
     if len(curve.frames) < _NEEDED:
         return _Spotted(track, [], curve)
-    if options.onset_frame is not None or options.apex_frame is not None:
-        intervals = _given(track, options)
+    if _named(options):
+        intervals = _given(track, curve, options)
     else:
-        intervals = _strongest(searched, curve, options) or [_middle(curve)]
+        intervals = _strongest(track, curve, options) or [_middle(curve)]
     return _Spotted(track, intervals, curve)
 
 
-def _curve(searched: list[_Searched], options: SpotOptions) -> MotionCurve:
-    """Join the heights of a track's trajectories; where two overlap, the greater counts."""
+def _curve(track: Track, options: SpotOptions) -> MotionCurve:
+    """Join the heights of a track's stretches; where two overlap, the greater counts."""
     highest: dict[int, tuple[float, float]] = {}
-    for trajectory, heights, _ in searched:
-        rows = zip(trajectory.frames.tolist(), trajectory.times_s.tolist(), heights, strict=True)
+    for stretch in track.stretches:
+        rows = zip(stretch.frames, stretch.times_s, stretch.heights, strict=True)
         for frame, at, height in rows:
-            highest[frame] = at, max(float(height), highest.get(frame, (at, 0.0))[1])
+            before = highest.get(int(frame), (0.0, 0.0))[1]
+            highest[int(frame)] = float(at), max(float(height), before)
     frames = sorted(highest)
     times = np.array([highest[frame][0] for frame in frames])
     motion = np.array([highest[frame][1] for frame in frames])
@@ -217,40 +232,26 @@ def _curve(searched: list[_Searched], options: SpotOptions) -> MotionCurve:
     return MotionCurve(np.array(frames, int), times, motion, threshold(motion, seconds, options))
 
 
-def _strongest(
-    searched: list[_Searched], curve: MotionCurve, options: ClipOptions
-) -> list[Interval]:
+def _strongest(track: Track, curve: MotionCurve, options: ClipOptions) -> list[Interval]:
     found = [
-        (sketch, trajectory)
-        for trajectory, _, sketches in searched
-        for sketch in sketches or _unfinished(trajectory, options.spotting)
+        (sketch, stretch)
+        for stretch in track.stretches
+        for sketch in stretch.sketches
         if sketch.height >= curve.threshold_px
     ]
     ceiling = options.spotting.ceiling_px
     kept: list[Interval] = []
-    for sketch, trajectory in sorted(
+    for sketch, stretch in sorted(
         found, key=lambda item: (item[0].height > ceiling, -item[0].height)
     ):
-        interval = _interval(sketch, trajectory)
+        interval = _interval(sketch, stretch)
         if len(kept) < options.candidates and not any(_share(interval, other) for other in kept):
             kept.append(interval)
     return kept
 
 
-def _unfinished(trajectory: Trajectory, options: SpotOptions) -> list[Sketch]:
-    """Return the expression with which a clip as short as one expression ends."""
-    seconds = trajectory.times_s[-1] - trajectory.times_s[0]
-    whole = trajectory.starts_scene and trajectory.ends_scene
-    alone = (
-        unfinished(trajectory, options)
-        if whole and seconds <= 2 * options.longest_phase_s
-        else None
-    )
-    return [] if alone is None else [alone]
-
-
-def _interval(sketch: Sketch, trajectory: Trajectory) -> Interval:
-    frames, times = trajectory.frames, trajectory.times_s
+def _interval(sketch: Sketch, stretch: Trajectory | Searched) -> Interval:
+    frames, times = stretch.frames, stretch.times_s
     return Interval(
         onset=int(frames[sketch.onset]),
         apex=int(frames[sketch.apex]),
@@ -269,44 +270,60 @@ def _share(a: Interval, b: Interval) -> bool:
     return a.onset <= ends[1] and b.onset <= ends[0]
 
 
-def _given(track: Track, options: ClipOptions) -> list[Interval]:
-    """Complete what the caller named, in the stretch whose middle is nearest to it."""
-    named = [frame for frame in (options.onset_frame, options.apex_frame) if frame is not None]
+def _given(track: Track, curve: MotionCurve, options: ClipOptions) -> list[Interval]:
+    """Complete what the caller named; nothing for somebody who is not seen there."""
+    named = _named(options)
+    if not all(track.sightings[0][0] <= frame <= track.last_frame for frame in named):
+        return []
+    onset, apex = options.onset_frame, options.apex_frame
+    around_them = _measured_around(track, options)
+    if around_them is None:  # too far apart to have been measured together
+        first, last = int(curve.frames[0]), track.last_frame
+        onset = first if onset is None else onset
+        apex = (onset + last + 1) // 2 if apex is None else apex
+        around_them = Interval(onset, apex, None, 0.0, 0.0, None, None, "given")
+    onset = around_them.onset if onset is None else onset
+    apex = around_them.apex if apex is None else apex
+    # A frame between two measured ones is kept as it was named.
+    onset_s, apex_s = np.interp((onset, apex), curve.frames, curve.times_s)
+    found = replace(
+        around_them, onset=onset, apex=apex, onset_s=float(onset_s), apex_s=float(apex_s)
+    )
+    return [found] if onset < apex else []
+
+
+def _measured_around(track: Track, options: ClipOptions) -> Interval | None:
+    """Return the interval of the named frames in the stretch whose middle is nearest to them."""
+    named = _named(options)
     holding = [
-        trajectory
-        for trajectory in track.trajectories
-        if len(trajectory.frames) > 1
-        and trajectory.frames[0] <= named[0]
-        and named[-1] <= trajectory.frames[-1]
+        stretch.trajectory
+        for stretch in track.stretches
+        if stretch.trajectory is not None
+        and stretch.frames[0] <= named[0]
+        and named[-1] <= stretch.frames[-1]
     ]
     if not holding:
-        return []
+        return None
     best = min(holding, key=lambda one: abs(float(one.frames.mean()) - named[0]))
     onset, apex = (
         None if frame is None else int(np.abs(best.frames - frame).argmin())
         for frame in (options.onset_frame, options.apex_frame)
     )
-    sketch = around(best, onset, apex, options.spotting)
-    found = replace(_interval(sketch, best), source="given")
-    # A frame between two measured ones is kept as it was named.
-    onset_frame = found.onset if options.onset_frame is None else options.onset_frame
-    apex_frame = found.apex if options.apex_frame is None else options.apex_frame
-    onset_s, apex_s = np.interp((onset_frame, apex_frame), best.frames, best.times_s)
-    found = replace(
-        found, onset=onset_frame, apex=apex_frame, onset_s=float(onset_s), apex_s=float(apex_s)
-    )
-    return [found] if found.onset < found.apex else []
+    if onset == len(best.frames) - 1 or apex in {0, onset}:
+        return None
+    return replace(_interval(around(best, onset, apex, options.spotting), best), source="given")
 
 
 def _middle(curve: MotionCurve) -> Interval:
     """Return the documented fallback: the first frame that shows the face, and the middle one."""
-    middle = len(curve.frames) // 2
+    first, last = int(curve.frames[0]), int(curve.frames[-1])
+    middle = (first + last + 1) // 2
     return Interval(
-        onset=int(curve.frames[0]),
-        apex=int(curve.frames[middle]),
+        onset=first,
+        apex=middle,
         offset=None,
         onset_s=float(curve.times_s[0]),
-        apex_s=float(curve.times_s[middle]),
+        apex_s=float(np.interp(middle, curve.frames, curve.times_s)),
         offset_s=None,
         strength_px=float(curve.motion_px.max()),
         source="middle_frame",

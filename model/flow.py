@@ -125,14 +125,13 @@ def point_flow(
 
     Convention: onset and apex are (H, W) uint8 of one size; points and their expected
     displacements are (N, 2), (x, y), pixels; window is the odd side of the square that each point
-    is recognised by. Returns (N, 2), the displacement of each. A tenth of the cost of a dense
-    field, and no smoothness draws small motions towards their still surroundings; where there is
-    no texture it is noise.
+    is recognised by. Returns (N, 2), the displacement of each, NaN where it was lost. A tenth of
+    the cost of a dense field; where there is no texture it is noise.
     Source: Lucas and Kanade 1981, in pyramids by Bouguet 2001. Raises: ShapeError.
     """
     if onset.ndim != 2 or onset.shape != apex.shape:  # noqa: PLR2004 - a grey image
         raise ShapeError(f"two grey images of one size are needed: {onset.shape}, {apex.shape}")
-    moved, _, _ = cv2.calcOpticalFlowPyrLK(
+    moved, found, _ = cv2.calcOpticalFlowPyrLK(
         onset,
         apex,
         np.ascontiguousarray(points, np.float32),
@@ -142,7 +141,7 @@ def point_flow(
         criteria=_POINT_STEPS,
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )
-    return np.asarray(moved - points, np.float32)
+    return np.where(found.astype(bool), moved - points, np.float32(np.nan)).astype(np.float32)
 
 
 def _check_flow(flow: FloatArray) -> None:
@@ -231,11 +230,13 @@ def remove_rigid_motion(
 def fit_rigid_motion(points: FloatArray, moves: FloatArray, side: int) -> RigidMotion:
     """Fit the head's motion to the displacements of points, as `remove_rigid_motion` does.
 
-    Convention: points and moves are (N, 2), (x, y), pixels of a crop of `side`.
+    Convention: points and moves are (N, 2), (x, y), pixels of a crop of `side`; points whose
+    motion is NaN are left out.
     """
-    x, y = (points - (side - 1) / 2).T
-    head = RigidMotion(*_fit_similarity(x, y, moves[:, 0], moves[:, 1]), mean_px=0.0)
-    return replace(head, mean_px=float(np.hypot(*head.at(x, y)).mean()))
+    kept = ~np.isnan(moves).any(axis=1)
+    x, y = (points[kept] - (side - 1) / 2).T
+    head = RigidMotion(*_fit_similarity(x, y, *moves[kept].T), mean_px=0.0)
+    return replace(head, mean_px=float(np.hypot(*head.at(x, y)).mean()) if x.size else 0.0)
 
 
 def _fit_similarity(

@@ -18,10 +18,12 @@ __all__ = [
     "DEFAULT_SPOTTING",
     "Interval",
     "MotionCurve",
+    "Searched",
     "Sketch",
     "SpotOptions",
     "Trajectory",
     "around",
+    "look_through",
     "search",
     "threshold",
     "unfinished",
@@ -43,8 +45,9 @@ class Interval:
     onset_s: float
     apex_s: float
     offset_s: float | None
-    strength_px: float
-    """How far the face left its rest, pixels of the model's aligned crop."""
+    strength_px: float | None
+    """How far the face left its rest, pixels of the model's aligned crop; None for given frames
+    that were not measured together."""
     source: Source
     """Whether the spotter found it, the caller gave it, or nothing was found: then it is the
     clip's first frame and its middle one."""
@@ -73,10 +76,10 @@ class Trajectory:
     places: FloatArray
     """(N, R, 2): displacement of each region against one frame of the stretch, (x, y), pixels of
     the model's crop, the head's motion removed.."""
-    starts_scene: bool = False
-    """Whether nothing is known of the face before the stretch."""
-    ends_scene: bool = False
-    """Likewise after it."""
+    starts_clip: bool = False
+    """Whether the clip begins with it."""
+    ends_clip: bool = False
+    """Likewise ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +135,20 @@ class Sketch:
     """Pixels."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Searched:
+    """What is kept of a trajectory, once it has been searched: a clip has many."""
+
+    frames: NDArray[np.int_]
+    times_s: FloatArray
+    heights: FloatArray
+    """(N,) pixels, as `search` returns them."""
+    sketches: list[Sketch]
+    """Intervals, by places in `frames`."""
+    trajectory: Trajectory | None
+    """Itself, where somebody named a frame of it."""
+
+
 def distances(places: FloatArray, others: FloatArray) -> FloatArray:
     """Return how far apart two states of a face are.
 
@@ -178,6 +195,26 @@ def search(
     return np.array([sketch.height for sketch in best]), found
 
 
+def look_through(
+    trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING, *, keep: bool = False
+) -> Searched:
+    """Search a trajectory, and forget where its regions were unless it is to be kept.
+
+    A clip as short as one expression, in which nothing returns to its rest, may end before its
+    expression does (`unfinished`).
+    """
+    heights, found = search(trajectory, options)
+    seconds = float(trajectory.times_s[-1] - trajectory.times_s[0])
+    whole = trajectory.starts_clip and trajectory.ends_clip
+    if not found and whole and seconds <= 2 * options.longest_phase_s:
+        alone = unfinished(trajectory, options)
+        if alone is not None:
+            found = [alone]
+            heights[alone.apex] = alone.height
+    kept = trajectory if keep else None
+    return Searched(trajectory.frames, trajectory.times_s, heights, found, kept)
+
+
 def threshold(curve: FloatArray, seconds: float, options: SpotOptions = DEFAULT_SPOTTING) -> float:
     """Return the height, pixels, that an interval needs in a clip whose heights are `curve`.
 
@@ -194,8 +231,8 @@ def threshold(curve: FloatArray, seconds: float, options: SpotOptions = DEFAULT_
 def unfinished(trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING) -> Sketch | None:
     """Return the expression of a short clip that ends before the face has come back.
 
-    None where the face is nearer to its first state than to its farthest at the end. The offset
-    is then the last moment, and `returned` is false.
+    None where the face is nearer to its first state than to its farthest at the end, or took
+    longer than `longest_phase_s`. The offset is then the last moment, and `returned` is false.
     """
     places = smooth(trajectory.places, trajectory.times_s, options.smoothing_s)
     curve = distances(places, places[0])
@@ -203,6 +240,9 @@ def unfinished(trajectory: Trajectory, options: SpotOptions = DEFAULT_SPOTTING) 
     top = float(curve[apex])
     low = np.flatnonzero(curve[:apex] <= options.edge * top)
     if not low.size or curve[-1] < top / 2:
+        return None
+    rise = trajectory.times_s[apex] - trajectory.times_s[low[-1]]
+    if not options.shortest_phase_s <= rise <= options.longest_phase_s:
         return None
     return Sketch(int(low[-1]), apex, len(curve) - 1, returned=False, height=top)
 
@@ -223,6 +263,7 @@ def around(
     if apex is None:
         assert onset is not None  # noqa: S101 - the caller names one
         last = int(np.searchsorted(times, times[onset] + options.longest_phase_s, "right"))
+        last = max(last, min(onset + 2, len(times)))  # a slow camera has one frame in that time
         apex = onset + _top(distances(places[onset:last], places[onset]))
     if onset is None:
         rough = _best(places, times, options, [apex])[0]

@@ -5,9 +5,9 @@ second; in between, each face is measured in overlapping stretches of two second
 similarity transform from the mesh at its first frame (docs/decisions.md, "One transform").
 """
 
-import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import cv2
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.clip import ClipInfo, Frame
-from model.face import Box, Face, FaceFinder, align, similarity_transform
-from model.flow import fit_rigid_motion, point_flow
+from model.face import Box, Face, align, similarity_transform
+from model.flow import RigidMotion, fit_rigid_motion, point_flow
 from model.movement import FOLLOWED_LANDMARKS, FOLLOWED_SIDE, FaceRegions
-from model.spec import ModelSpec
-from model.spotting import Trajectory
+from model.pipeline import Preprocessor
+from model.spotting import Searched, Trajectory
 
 __all__ = ["DEFAULT_TRACKING", "Track", "Tracker", "TrackingOptions", "overlap"]
 
@@ -40,11 +40,16 @@ class TrackingOptions:
     window_px: int = 15
     """Side of the square that a point of the head is recognised by, pixels of the crop."""
     rate_hz: float = 70.0
-    """At most so many frames are measured in a second: of a faster camera every n-th."""
+    """At most so many frames are measured in a second, whatever the camera's rate."""
+    stray_px: float = 1.5
+    """Pixels of the crop: where half of the head's points move otherwise than the head, something
+    else is seen (a hand), and the frame is not measured."""
     same_face: float = 0.3
     """Overlap (intersection over union) of the boxes of one person in two keyframes."""
     away_s: float = 2.0
     """How long a face may be away (a hand before it) and still be the same person's."""
+    stay: float = 1.5
+    """How many times larger (by area) a face must be to take the place of one that is followed."""
     wander: float = 0.5
     """Eye distances that a face may move before its stretch ends and another begins."""
     cut_correlation: float = 0.6
@@ -55,6 +60,9 @@ DEFAULT_TRACKING = TrackingOptions()
 _THUMBNAIL = (32, 24)
 _CUT_LEVELS = 12.0
 """Grey levels that a thumbnail changes by, on average, at a cut: still scenes have none."""
+_SAME_SCENE = 0.9
+"""Above this correlation of thumbnails a scene that was left is back."""
+_SLACK_S = 1e-6
 
 
 @dataclass(slots=True, eq=False)
@@ -66,13 +74,23 @@ class Track:
     sightings: list[tuple[int, Face]]
     """Keyframes that show the face, and where."""
     last_seen_s: float
-    trajectories: list[Trajectory] = field(default_factory=list)
+    stretches: list[Searched] = field(default_factory=list)
 
     @property
     def area(self) -> float:
         """Mean area of the face's box, pixels of the frame, times the keyframes that show it."""
-        boxes = [face.box for _, face in self.sightings]
-        return sum(box.width * box.height for box in boxes)
+        return sum(_area(face) for _, face in self.sightings)
+
+    @property
+    def last_frame(self) -> int:
+        """The last frame in which the face is known to be seen."""
+        measured = [int(stretch.frames[-1]) for stretch in self.stretches]
+        return max([self.sightings[-1][0], *measured])
+
+    @property
+    def box(self) -> Box:
+        """Where the face was seen last."""
+        return self.sightings[-1][1].box
 
     def nearest(self, frame: int) -> Face:
         """Return the face of the keyframe nearest to a frame."""
@@ -92,7 +110,7 @@ class _Stretch:
     regions: FaceRegions
     expected: NDArray[np.float32]
     """(P, 2): what the head did up to the last frame; the next one is looked for there."""
-    starts_scene: bool
+    starts_clip: bool
     frames: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     places: list[NDArray[np.float64]] = field(default_factory=list)
@@ -100,28 +118,38 @@ class _Stretch:
     """Measured frames up to the last keyframe that still showed the face."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Left:
+    """A scene that was cut away from."""
+
+    tracks: list[Track]
+    thumbnail: NDArray[np.float32]
+    at_s: float
+
+
 class Tracker:
     """Follows up to `max_faces` people. Feed it every frame in order, then `finish`."""
 
     def __init__(
         self,
-        spec: ModelSpec,
-        finder: FaceFinder,
+        preprocessor: Preprocessor,
+        info: ClipInfo,
+        search: Callable[[Trajectory], Searched],
         *,
         max_faces: int,
-        info: ClipInfo,
         options: TrackingOptions = DEFAULT_TRACKING,
     ) -> None:
-        self._spec, self._finder, self._options = spec, finder, options
+        """`search` is called once for each stretch, of which nothing else is kept."""
+        self._spec, self._finder = preprocessor.spec, preprocessor.finder
+        self._search, self._options = search, options
         self._max_faces = max_faces
-        self._every = max(1, math.ceil(info.fps / options.rate_hz))
         self._seconds = info.duration_s
         self._scene: list[Track] = []
+        self._left: _Left | None = None
         self._followed: list[Track] = []
         self._stretches: list[_Stretch] = []
         self._thumbnail: NDArray[np.float32] | None = None
-        self._next_key_s = 0.0
-        self._scene_starts = True
+        self._looked_s = self._next_key_s = self._next_measure_s = 0.0
         self.tracks: list[Track] = []
         """Everybody who was followed, in order of appearance."""
         self.measured = 0
@@ -130,42 +158,51 @@ class Tracker:
         """First frame of each new scene."""
         self.more_faces = False
         """Whether a keyframe showed more faces than are followed."""
-        self.timings_ms = {"detect": 0.0, "align": 0.0, "flow": 0.0}
+        self.timings_ms = {"detect": 0.0, "spot": 0.0}
 
     def feed(self, frame: Frame, *, last: bool = False) -> None:
         """Take the next frame; `last` tells that the clip ends with it."""
         grey = frame.grey()
-        if self._is_cut(grey):
-            self._end_scene()
-            self.cuts.append(frame.index)
+        self._watch_for_cut(frame, grey)
         if last or frame.time_s >= self._next_key_s:
             self._look(frame, grey)
-        if frame.index % self._every == 0 or last:
+        if last or frame.time_s >= self._next_measure_s - _SLACK_S:
             self.measured += 1
-            for stretch in self._stretches:
-                self._measure(stretch, frame, grey)
+            self._next_measure_s = frame.time_s + 1 / self._options.rate_hz
+            with _timed(self.timings_ms, "spot"):
+                for stretch in self._stretches:
+                    self._measure(stretch, frame, grey)
         self._close(s for s in self._stretches if self._is_over(s, frame.time_s))
 
     def finish(self) -> list[Track]:
         """Return everybody who was followed, the largest and longest seen first."""
-        self._end_scene()
+        self._end_scene(ends_clip=True)
         return sorted(self.tracks, key=lambda track: -track.area)
 
-    def _is_cut(self, grey: Grey) -> bool:
+    def _watch_for_cut(self, frame: Frame, grey: Grey) -> None:
         small = cv2.resize(grey, _THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
         before, self._thumbnail = self._thumbnail, small
         if before is None or float(np.abs(small - before).mean()) < _CUT_LEVELS:
-            return False
-        return _correlation(before, small) < self._options.cut_correlation
+            return
+        if _correlation(before, small) >= self._options.cut_correlation:
+            return
+        self.cuts.append(frame.index)
+        left, here = self._left, _Left(self._scene, before, frame.time_s)
+        self._end_scene()
+        # A hand before a face that fills the frame looks like a cut away from it, and back.
+        if left is not None and frame.time_s - left.at_s <= self._options.away_s:
+            back = _correlation(left.thumbnail, small) > _SAME_SCENE
+            self._scene = left.tracks if back else []
+        self._left = here
 
     def _look(self, frame: Frame, grey: Grey) -> None:
         """Find the faces of a keyframe, tell who is who, and begin and end stretches."""
-        start = time.perf_counter()
-        # One more than is followed: a caller should know that somebody was left out.
-        faces = self._finder.find(frame.rgb(), self._max_faces + 1)
-        self.timings_ms["detect"] += (time.perf_counter() - start) * 1e3
+        with _timed(self.timings_ms, "detect"):
+            # One more than is followed: a caller should know that somebody was left out.
+            faces = self._finder.find(frame.rgb(), self._max_faces + 1)
         self.more_faces |= len(faces) > self._max_faces
         seen = self._recognise(faces, frame)
+        self._looked_s = frame.time_s
         self._followed = seen
         self._close(s for s in self._stretches if s.track not in seen)
         for stretch in self._stretches:
@@ -174,32 +211,38 @@ class Tracker:
         for track in seen:
             if self._wants_a_stretch(track, frame.time_s):
                 self._stretches.append(self._begin(track, frame, grey))
-        self._scene_starts = False
         pause = self._options.keyframe_s / (1 if seen else 4)
         self._next_key_s = frame.time_s + pause
 
     def _recognise(self, faces: list[Face], frame: Frame) -> list[Track]:
-        """Return the tracks of these faces; somebody new is followed while there is room."""
-        unknown = list(faces)
-        seen: list[Track] = []
-        for track in sorted(self._scene, key=lambda track: -track.last_seen_s):
-            if frame.time_s - track.last_seen_s > self._options.away_s + self._options.keyframe_s:
-                continue
-            box = track.sightings[-1][1].box
-            match = max(unknown, key=lambda face: overlap(face.box, box), default=None)
-            if match is None or overlap(match.box, box) < self._options.same_face:
-                continue
-            unknown.remove(match)
-            if len(seen) < self._max_faces:
-                track.sightings.append((frame.index, match))
-                track.last_seen_s = frame.time_s
-                seen.append(track)
-        for face in unknown[: self._max_faces - len(seen)]:
-            track = Track(len(self.tracks) + 1, [(frame.index, face)], frame.time_s)
+        """Return the tracks of the largest faces; who is followed already stays more easily."""
+        known = [
+            track
+            for track in self._scene
+            # Seen from the last keyframe: a slow camera's are further apart than that.
+            if self._looked_s - track.last_seen_s <= self._options.away_s
+        ]
+        found: list[tuple[Face, Track | None]] = []
+        for face in faces:
+            track = max(known, key=lambda one: overlap(one.box, face.box), default=None)
+            if track is not None and overlap(track.box, face.box) >= self._options.same_face:
+                known.remove(track)
+                found.append((face, track))
+            else:
+                found.append((face, None))
+        found.sort(
+            key=lambda one: -_area(one[0]) * (self._options.stay if one[1] in self._followed else 1)
+        )
+        return [self._sighted(face, track, frame) for face, track in found[: self._max_faces]]
+
+    def _sighted(self, face: Face, track: Track | None, frame: Frame) -> Track:
+        if track is None:
+            track = Track(len(self.tracks) + 1, [], frame.time_s)
             self.tracks.append(track)
             self._scene.append(track)
-            seen.append(track)
-        return seen
+        track.sightings.append((frame.index, face))
+        track.last_seen_s = frame.time_s
+        return track
 
     def _wants_a_stretch(self, track: Track, now: float) -> bool:
         begun = [stretch.start_s for stretch in self._stretches if stretch.track is track]
@@ -223,26 +266,34 @@ class Tracker:
             points=points,
             regions=FaceRegions(reference, landmarks),
             expected=np.zeros_like(points),
-            starts_scene=self._scene_starts,
+            starts_clip=frame.index == 0,
         )
 
     def _measure(self, stretch: _Stretch, frame: Frame, grey: Grey) -> None:
-        side = FOLLOWED_SIDE
-        start = time.perf_counter()
-        crop = align(grey, stretch.transform, side)
-        aligned = time.perf_counter()
-        points = stretch.points
-        moves = point_flow(
-            stretch.reference, crop, points, stretch.expected, self._options.window_px
-        )
-        head = fit_rigid_motion(points, moves, side)
-        stretch.expected = head.at(*(points - (side - 1) / 2).T).T
-        own = stretch.regions.moved(crop, head) * (self._spec.input_size / side)
+        crop = align(grey, stretch.transform, FOLLOWED_SIDE)
+        head = self._head_motion(stretch, crop)
+        if head is None:
+            return
+        stretch.expected = _moves_of(head, stretch.points)
+        own = stretch.regions.moved(crop, head) * (self._spec.input_size / FOLLOWED_SIDE)
         stretch.frames.append(frame.index)
         stretch.times_s.append(frame.time_s)
         stretch.places.append(own.astype(np.float64))
-        self.timings_ms["align"] += (aligned - start) * 1e3
-        self.timings_ms["flow"] += (time.perf_counter() - aligned) * 1e3
+
+    def _head_motion(self, stretch: _Stretch, crop: Grey) -> RigidMotion | None:
+        """Return the head's motion since the stretch began; None where the head is not seen.
+
+        Looked for where the head was last, and else where it began: a fit to something that
+        passed before the face must not lead the next one astray.
+        """
+        points, options = stretch.points, self._options
+        for expected in (stretch.expected, np.zeros_like(points)):
+            moves = point_flow(stretch.reference, crop, points, expected, options.window_px)
+            head = fit_rigid_motion(points, moves, FOLLOWED_SIDE)
+            stray = np.linalg.norm(moves - _moves_of(head, points), axis=1)
+            if float(np.median(np.nan_to_num(stray, nan=np.inf))) <= options.stray_px:
+                return head
+        return None
 
     def _has_wandered(self, stretch: _Stretch) -> bool:
         """Whether the face now stands elsewhere than in the stretch's crop."""
@@ -258,27 +309,42 @@ class Tracker:
     def _is_over(self, stretch: _Stretch, now: float) -> bool:
         return now >= stretch.start_s + self._options.stretch_s
 
-    def _end_scene(self) -> None:
-        self._close(list(self._stretches), ends_scene=True)
+    def _end_scene(self, *, ends_clip: bool = False) -> None:
+        self._close(list(self._stretches), ends_clip=ends_clip)
         self._followed, self._scene = [], []
         self._next_key_s = 0.0
-        self._scene_starts = True
 
-    def _close(self, stretches: Iterable[_Stretch], *, ends_scene: bool = False) -> None:
+    def _close(self, stretches: Iterable[_Stretch], *, ends_clip: bool = False) -> None:
         for stretch in list(stretches):
             self._stretches.remove(stretch)
             lost = stretch.track not in self._followed
             count = stretch.confirmed if lost else len(stretch.frames)
             if count:
-                stretch.track.trajectories.append(
-                    Trajectory(
-                        frames=np.array(stretch.frames[:count]),
-                        times_s=np.array(stretch.times_s[:count]),
-                        places=np.array(stretch.places[:count]),
-                        starts_scene=stretch.starts_scene,
-                        ends_scene=ends_scene,
-                    )
+                trajectory = Trajectory(
+                    frames=np.array(stretch.frames[:count]),
+                    times_s=np.array(stretch.times_s[:count]),
+                    places=np.array(stretch.places[:count]),
+                    starts_clip=stretch.starts_clip,
+                    ends_clip=ends_clip,
                 )
+                with _timed(self.timings_ms, "spot"):
+                    stretch.track.stretches.append(self._search(trajectory))
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] += (time.perf_counter() - start) * 1e3
+
+
+def _moves_of(head: RigidMotion, points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (P, 2): how far the head's motion carries points of the crop."""
+    return head.at(*(points - (FOLLOWED_SIDE - 1) / 2).T).T
+
+
+def _area(face: Face) -> float:
+    return face.box.width * face.box.height
 
 
 def overlap(a: Box, b: Box) -> float:

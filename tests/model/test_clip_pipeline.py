@@ -1,14 +1,16 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from drawn_clips import encode_clip
 from drawn_expression_clips import drawn_clip
 from drawn_face import background, draw_face
+from serving import encode
 
 import model
-from model.clip import Clip, open_clip
+from model.clip import Clip, open_burst, open_clip
 from model.clip_pipeline import AlignedClip, ClipOptions, align_clip
 from model.errors import FrameOutOfRange
 from model.pipeline import Preprocessor, network_inputs
@@ -176,8 +178,9 @@ def test_a_scene_cut_ends_a_person_and_no_interval_reaches_across_it() -> None:
     other = draw_face(background(180, 240)[:, ::-1] // 3, centre=(90.0, 80.0), eye_distance=50.0)
     found = aligned([*frames, *[other] * 36], faces=2)
     assert found.scene_cuts == (36,)
-    assert [face.face_id for face in found.faces] == [2, 1] or len(found.faces) == 2
+    assert {face.face_id for face in found.faces} == {1, 2}
     for face in found.faces:
+        assert (face.face_id == 1) == (face.candidates[0].interval.onset < 36)
         for candidate in face.candidates:
             ends = candidate.interval.offset or candidate.interval.apex
             assert (candidate.interval.onset < 36) == (ends < 36)
@@ -207,13 +210,108 @@ def test_a_clip_that_ends_at_its_apex_is_answered_without_an_offset() -> None:
     assert abs(interval.apex - truth.apex) <= 8  # the top is flat
 
 
+def placed(eye_distance: float, x: float, **face: float) -> np.ndarray:
+    return draw_face(background(180, 320), centre=(x, 75.0), eye_distance=eye_distance, **face)
+
+
+def test_the_largest_face_is_answered_though_a_smaller_one_was_there_first() -> None:
+    small, both = placed(30, 60), draw_face(placed(30, 60), centre=(210.0, 75.0), eye_distance=52.0)
+    (face,) = aligned([small] * 30 + [both] * 60).faces
+    assert face.candidates[0].pair.face.box.x > 120
+
+
+def test_a_face_that_one_keyframe_misses_is_taken_back_from_a_bystander() -> None:
+    small, both = placed(30, 60), draw_face(placed(30, 60), centre=(210.0, 75.0), eye_distance=52.0)
+    frames = [both] * 60
+    frames[14:17] = [small] * 3
+    (face,) = aligned(frames).faces
+    assert face.face_id == 1
+    assert face.candidates[0].pair.face.box.x > 120
+
+
+def test_a_face_seen_in_a_single_frame_takes_no_answer_from_another() -> None:
+    small, both = placed(30, 60), draw_face(placed(30, 60), centre=(210.0, 75.0), eye_distance=52.0)
+    (face,) = aligned([small] * 29 + [both]).faces
+    assert face.candidates[0].pair.face.box.x < 120
+
+
+@pytest.mark.parametrize("named", [(0, 100), (20, 75), (29, 75)])
+def test_named_frames_further_apart_than_a_stretch_are_answered(named: tuple[int, int]) -> None:
+    frames = [placed(45, 160)] * 120
+    (face,) = aligned(frames, onset_frame=named[0], apex_frame=named[1]).faces
+    (only,) = face.candidates
+    assert (only.interval.onset, only.interval.apex) == named
+    assert only.interval.onset_s == pytest.approx(named[0] / 30, abs=0.001)
+    assert only.interval.apex_s == pytest.approx(named[1] / 30, abs=0.001)
+
+
+def test_whoever_is_seen_in_the_named_frames_is_answered() -> None:
+    first = [placed(52, 90)] * 60
+    second = [draw_face(background(180, 320)[:, ::-1] // 3, centre=(220, 75), eye_distance=45)] * 50
+    (face,) = aligned(first + second, onset_frame=80, apex_frame=90).faces
+    assert face.candidates[0].pair.face.box.x > 120
+
+
+@pytest.mark.parametrize("fps", [0.3, 2, 5])
+@pytest.mark.parametrize("named", [{"onset_frame": 0}, {"onset_frame": 2}, {}])
+def test_a_slow_camera_is_answered_of_the_one_person_that_it_sees(
+    fps: float, named: dict[str, int]
+) -> None:
+    burst = open_burst([encode(placed(45, 160, smile=n % 2)) for n in range(6)], fps)
+    found = align_clip(PREPROCESSOR, burst, ClipOptions(**named))
+    (face,) = found.faces
+    assert face.face_id == 1
+    assert not found.more_faces
+    onset = face.candidates[0].interval.onset
+    assert onset == named.get("onset_frame", onset)
+
+
+def test_of_a_very_fast_camera_the_middle_frame_is_the_middle_one() -> None:
+    burst = open_burst([encode(placed(45, 160))] * 20, 9_999.0)
+    (face,) = align_clip(PREPROCESSOR, burst).faces
+    assert face.candidates[0].interval.apex == 10
+
+
+def test_frames_that_crowd_in_a_moment_are_not_all_measured() -> None:
+    """Of all, pairs of moments are compared: thousands would take gigabytes."""
+    frames = [placed(45, 160)] * 640
+    times = [*np.arange(600) / 640, *np.arange(1, 41)]
+    clip = open_clip(encode_clip(frames, 30, times=times))
+    (face,) = align_clip(PREPROCESSOR, clip).faces
+    assert np.diff(face.curve.times_s).min() > 0.013
+    assert len(face.curve.frames) < 120
+
+
+def test_a_hand_that_passes_before_the_face_does_not_hide_what_comes_after() -> None:
+    frames, truth = drawn_clip(fps=60, seconds=2.0, onset_s=1.3, apex_s=1.5, offset_s=1.7)
+    grain = np.random.default_rng(0).integers(60, 200, (110, 130, 3), dtype=np.uint8)
+    hand = cv2.resize(grain[::4, ::4], (130, 110), interpolation=cv2.INTER_CUBIC)
+    for number in range(36, 44):
+        frames[number] = frames[number].copy()
+        frames[number][60:170, 50 + 4 * (number - 36) : 180 + 4 * (number - 36)] = hand
+    (face,) = aligned(frames, 60).faces
+    interval = face.candidates[0].interval
+    assert interval.source == "spotted"
+    assert abs(interval.apex - truth.apex) <= 3
+
+
+def test_a_scene_that_was_cut_away_from_comes_back_with_its_people() -> None:
+    frames = [placed(60, 160)] * 70
+    frames[30:40] = [np.full_like(frames[0], 12)] * 10
+    found = aligned(frames)
+    assert found.scene_cuts == (30, 40)
+    (face,) = found.faces
+    assert face.face_id == 1
+    assert face.seen > 0.8
+
+
 @pytest.mark.skipif(not FOOTAGE.exists(), reason="the real footage is not at hand")
 def test_in_real_footage_a_face_is_followed_throughout_and_no_answer_stands() -> None:
     """Twenty seconds of a head that moves, a mouth that moves, and hands before both."""
     session = Session.open(WEIGHTS / "mfdan-synthetic.onnx")
     found = align_clip(Preprocessor(session.spec), open_clip(FOOTAGE.read_bytes()))
     (face,) = found.faces
-    assert face.seen > 0.9
+    assert face.seen > 0.7  # where a hand is before it, it is not measured
     assert found.scene_cuts == ()
     for candidate in face.candidates:
         pair = candidate.pair
