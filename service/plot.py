@@ -3,6 +3,8 @@
 The picture shows the face, so it is drawn only where a caller names a file for it.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +63,13 @@ class PlottedFace:
 
 
 def check_plot(out: Path) -> None:
-    """Refuse a picture that could not be written. Raises: ValueError, MissingExtra."""
+    """Refuse a picture that could not be written. Raises: ValueError, OSError, MissingExtra."""
     if out.suffix != ".png":
         raise ValueError(f"{out.name} must end in .png")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {out.parent}", str(out))
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
     _matplotlib()
 
 
@@ -77,7 +83,7 @@ def crop_of(frame: NDArray[np.uint8], pair: AlignedPair, spec: ModelSpec) -> NDA
 
 
 def save_plot(out: Path, faces: Sequence[PlottedFace], scene_cuts_s: Sequence[float] = ()) -> None:
-    """Write the picture of an answer as PNG. Raises: as `check_plot`, OSError."""
+    """Write the picture of an answer as PNG. Raises: as `check_plot`."""
     check_plot(out)
     mpl, agg = _matplotlib()
     with mpl.rc_context():

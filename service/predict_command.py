@@ -81,8 +81,6 @@ def predict(  # noqa: PLR0913 - one parameter for each option
     try:
         upload = read_upload(paths, settings)
         answer = asyncio.run(_answer(settings, sessions, upload, options))
-        if plot is not None:
-            _save(plot, upload, answer, settings)
     except (MfdanError, DeadlineExceeded) as error:
         raise failed(str(error)) from None
     except OSError as error:
@@ -91,6 +89,8 @@ def predict(  # noqa: PLR0913 - one parameter for each option
         typer.echo(Prediction.of(answer, uuid.uuid4().hex).model_dump_json(indent=2))
     else:
         _print(answer)
+    if plot is not None:
+        _save(plot, upload, answer, settings)
 
 
 def _check_plot(out: Path) -> None:
@@ -98,6 +98,8 @@ def _check_plot(out: Path) -> None:
         check_plot(out)
     except (ValueError, MissingExtra) as error:
         raise failed(str(error), status=BAD_USAGE) from None
+    except OSError as error:
+        raise failed(f"{out}: {error.strerror}", status=BAD_USAGE) from None
 
 
 async def _answer(
@@ -114,19 +116,24 @@ async def _answer(
 
 
 def _save(out: Path, upload: Upload | ClipUpload, answer: Answer, settings: Settings) -> None:
-    faces = [
-        PlottedFace(
-            face_id=face.face_id,
-            pair=face.pair,
-            apex=apex,
-            verdict=face.verdict,
-            warnings=(*answer.warnings, *face.warnings),
-            intervals=tuple(one.interval for one in face.candidates),
-            curve=face.curve,
-        )
-        for face, apex in zip(answer.faces, _apexes(upload, answer, settings), strict=True)
-    ]
-    save_plot(out, faces, _cuts(answer))
+    try:
+        faces = [
+            PlottedFace(
+                face_id=face.face_id,
+                pair=face.pair,
+                apex=apex,
+                verdict=face.verdict,
+                warnings=(*answer.warnings, *face.warnings),
+                intervals=tuple(one.interval for one in face.candidates),
+                curve=face.curve,
+            )
+            for face, apex in zip(answer.faces, _apexes(upload, answer, settings), strict=True)
+        ]
+        save_plot(out, faces, _cuts(answer))
+    except MfdanError as error:
+        raise failed(str(error)) from None
+    except OSError as error:  # it names the temporary file
+        raise failed(f"{out}: {error.strerror}") from None
 
 
 def _apexes(

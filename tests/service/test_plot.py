@@ -168,6 +168,7 @@ def test_predict_plots_that_there_is_no_face(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("clip", "--plot", "plot.jpg"), "plot.jpg must end in .png"),
+        (("clip", "--plot", "no/x.png"), "mfdan: no/x.png: there is no folder no\n"),
         (("clip", "clip", "--apex-frame", 3), "go with a clip"),
         (("clip", "clip", "clip"), "give one clip, or an onset and an apex"),
     ],
@@ -188,6 +189,17 @@ def test_a_clip_that_is_none_fails_in_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("mfdan: the bytes are not an MP4")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_plot_that_fails_costs_no_answer_and_names_the_path_asked_for(
+    tmp_path: Path, pictures: Pictures
+) -> None:
+    (tmp_path / "onset").write_bytes(pictures.onset)
+    out = tmp_path / f"{'x' * 246}.png"  # short enough, but not with a temporary file's name
+    result = predict(tmp_path / "onset", tmp_path / "onset", "--plot", out)
+    assert result.exit_code == 1
+    assert "abstains: nothing moved" in result.stdout
+    assert result.stderr == f"mfdan: {out}: File name too long\n"
 
 
 def test_a_device_is_refused_in_one_line() -> None:
