@@ -16,6 +16,7 @@ from model.clip import open_clip
 from model.decode import decode_image
 from model.errors import MfdanError
 from model.session import Session
+from model.spec import ModelSpec
 from service.answers import Answer, CandidateAnswer, ClipUpload, FaceAnswer, Options, Upload
 from service.command_line import BAD_USAGE, ModelOption, failed, open_models, read_settings
 from service.engine import DeadlineExceeded, Engine
@@ -171,13 +172,13 @@ def _print(answer: Answer) -> None:
         say.print(f"No face was found in the {where}.")
         return
     for face in answer.faces:
-        say.print(_face_table(face))
+        say.print(_face_table(face, answer.spec))
     name, total = answer.spec, answer.timings_ms["total"]
     say.print(f"{name.name} {name.version} · {answer.provider} · {total:.0f} ms")
 
 
-def _face_table(face: FaceAnswer) -> Table:
-    box, motion = face.pair.face.box, face.pair.motion
+def _face_table(face: FaceAnswer, spec: ModelSpec) -> Table:
+    box = face.pair.face.box
     where = f"{box.width:.0f}x{box.height:.0f} at ({box.x:.0f}, {box.y:.0f})"
     table = Table(f"face {face.face_id}", where)
     table.add_row("answer", _verdict(face))
@@ -185,7 +186,7 @@ def _face_table(face: FaceAnswer) -> Table:
         table.add_row("when", _when(face.candidates[0]))
     likeliest = sorted(face.verdict.probabilities.items(), key=lambda item: -item[1])
     table.add_row("probabilities", "\n".join(f"{p:6.1%} {name}" for name, p in likeliest))
-    table.add_row("motion", f"face {motion.p95_px:.2f} px, head {motion.head_px:.2f} px")
+    table.add_row("motion", _motion(face, spec))
     moved = (face.regions or ())[:_REGIONS_SHOWN]
     table.add_row(
         "moved most", "\n".join(_moved(one.region, one.right_px, one.down_px) for one in moved)
@@ -197,6 +198,14 @@ def _face_table(face: FaceAnswer) -> Table:
         lines = [f"{rank}. {_when(one)}: {_verdict(one)}" for rank, one in others]
         table.add_row("candidates", "\n".join(lines))
     return table
+
+
+def _motion(face: FaceAnswer, spec: ModelSpec) -> str:
+    """Tell what the model's gate reads, and where it stands when that stopped the answer."""
+    motion = face.pair.motion
+    stopped = "no_movement" in face.verdict.reasons
+    gate = f" (the model asks for {spec.motion_gate_px:.3f} px)" if stopped else ""
+    return f"face {motion.moved_px:.3f} px{gate}, head {motion.head_px:.3f} px"
 
 
 def _moved(region: str, right_px: float, down_px: float) -> str:

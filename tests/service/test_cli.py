@@ -51,6 +51,21 @@ def test_predict_tells_that_nothing_moved(frames: dict[str, str]) -> None:
     assert "onset and apex are the same picture" in result.output
 
 
+def test_predict_tells_the_motion_that_the_gate_reads(frames: dict[str, str]) -> None:
+    pair = (frames["onset"], frames["smile"])
+    motion = json.loads(run("predict", *pair, "--json").output)["faces"][0]["motion"]
+    assert f"face {motion['moved_px']:.3f} px, head" in run("predict", *pair).output
+    assert f"{motion['moved_px']:.3f}" != f"{motion['p95_px']:.3f}"
+
+
+def test_predict_tells_the_gate_beside_a_motion_that_does_not_reach_it(
+    frames: dict[str, str],
+) -> None:
+    gate = f"(the model asks for {tiny_spec().motion_gate_px:.3f} px)"
+    assert f"face 0.000 px {gate}" in run("predict", frames["onset"], frames["onset"]).output
+    assert gate not in run("predict", frames["onset"], frames["smile"]).output
+
+
 def test_predict_answers_for_as_many_faces_as_asked(frames: dict[str, str]) -> None:
     result = run("predict", frames["two"], frames["two_smile"], "--faces", "2", "--json")
     assert len(json.loads(result.output)["faces"]) == 2
