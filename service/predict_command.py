@@ -218,11 +218,9 @@ def _moved(region: str, right_px: float, down_px: float) -> str:
 def _when(candidate: CandidateAnswer) -> str:
     one = candidate.interval
     until = "the end" if one.offset is None else f"{one.offset}"
-    until_s = "" if one.offset_s is None else f" to {one.offset_s:.2f} s"
-    return (
-        f"frames {one.onset} to {until}, apex {one.apex} "
-        f"({one.onset_s:.2f}{until_s}, apex {one.apex_s:.2f} s)"
-    )
+    begins = f"{one.onset_s:.2f}"
+    seconds = f"onset {begins} s" if one.offset_s is None else f"{begins} to {one.offset_s:.2f} s"
+    return f"frames {one.onset} to {until}, apex {one.apex} ({seconds}, apex {one.apex_s:.2f} s)"
 
 
 def _verdict(answer: FaceAnswer | CandidateAnswer) -> str:

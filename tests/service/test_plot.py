@@ -149,6 +149,13 @@ def test_predict_takes_the_frames_that_it_is_told(tmp_path: Path) -> None:
     assert "apex 14" in result.output
 
 
+def test_predict_names_the_moments_of_an_interval_that_the_clip_ends(tmp_path: Path) -> None:
+    frames, _truth = drawn_clip(fps=25, seconds=1.2)
+    (tmp_path / "clip.gif").write_bytes(encode_pictures(frames[:16], 25, "gif"))
+    result = predict(tmp_path / "clip.gif", "--onset-frame", 2, "--apex-frame", 14)
+    assert "frames 2 to the end, apex 14 (onset 0.08 s, apex 0.56 s)" in result.output
+
+
 def test_predict_plots_a_pair(tmp_path: Path, pictures: Pictures) -> None:
     for name in ("onset", "smile"):
         (tmp_path / name).write_bytes(getattr(pictures, name))
