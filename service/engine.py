@@ -10,13 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -314,11 +309,10 @@ class Engine:
         self,
         model: _Model,
         work: Callable[[Check], Prepared],
-        places: AbstractAsyncContextManager[object] | None = None,
+        places: asyncio.Semaphore | None = None,
     ) -> Answer:
         start = time.perf_counter()
-        async with places or nullcontext():
-            prepared = await self._in_worker(work)
+        prepared = await self._in_worker(work, places)
         before_infer = time.perf_counter()
         items = [item for face in prepared.faces for item in face.items]
         rows = iter(
@@ -339,19 +333,29 @@ class Engine:
             clip=prepared.clip,
         )
 
-    async def _in_worker(self, work: Callable[[Check], Prepared]) -> Prepared:
-        """Run the stages before the network in one worker.
+    async def _in_worker(
+        self, work: Callable[[Check], Prepared], places: asyncio.Semaphore | None
+    ) -> Prepared:
+        """Run the stages before the network in one worker, when there is a place.
 
         In one, so that no more decoded frames are held than there are workers.
         """
+        loop = asyncio.get_running_loop()
         abandoned = threading.Event()
 
         def check() -> None:
             if abandoned.is_set():
                 raise _Abandoned
 
+        if places is not None:
+            await places.acquire()
+        working = self._pool.submit(work, check)
+        if places is not None:
+            # Not when the caller leaves: the worker is busy until it hears of that. Cancelled
+            # before it started, the work is done at once.
+            working.add_done_callback(_in_loop(loop, places.release))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, check)
+            return await asyncio.wrap_future(working)
         finally:
             abandoned.set()
 
@@ -370,6 +374,18 @@ class Engine:
             one.session.warm_up(sizes)
         for load_one in loading:
             load_one.result()
+
+
+def _in_loop(
+    loop: asyncio.AbstractEventLoop, call: Callable[[], None]
+) -> Callable[[Future[Prepared]], None]:
+    """Return a callback for a worker's thread, where no semaphore may be touched."""
+
+    def callback(_working: Future[Prepared]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for a place
+            loop.call_soon_threadsafe(call)
+
+    return callback
 
 
 def _log_failure(warming: asyncio.Task[None]) -> None:

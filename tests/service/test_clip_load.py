@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import httpx2
@@ -13,8 +13,10 @@ from drawn_expression_clips import drawn_clip
 from serving import HeldSession, MakeSettings, Pictures, Serve, served, until, wait_for
 
 from model.tracking import Tracker
+from service import engine as engine_module
 from service.app import create_app
-from service.engine import ClipUpload, DeadlineExceeded, Engine, Options, QueueFull
+from service.engine import ClipUpload, DeadlineExceeded, Engine, Options, QueueFull, Upload
+from service.preparation import Prepared
 
 FRAMES = 40
 
@@ -202,3 +204,146 @@ def test_closing_finishes_the_clip_under_way(
             assert len((await first).faces) == 1
 
     asyncio.run(run())
+
+
+class Deaf:
+    """Holds workers in a stage (of clips, or of pairs) that does not hear that its caller left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+        self.begun = self.ended = self.busy = self.most_busy = 0
+        self.may_go = threading.Event()
+        self._lock = threading.Lock()
+        prepare: Callable[..., Prepared] = getattr(engine_module, stage)
+
+        def held(*given: object) -> Prepared:
+            with self._lock:
+                self.begun += 1
+                self.busy += 1
+                self.most_busy = max(self.most_busy, self.busy)
+            try:
+                assert self.may_go.wait(20)
+                return prepare(*given)
+            finally:
+                with self._lock:
+                    self.busy -= 1
+                    self.ended += 1
+
+        monkeypatch.setattr(engine_module, stage, held)
+
+
+@pytest.fixture
+def deaf_clips(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deaf]:
+    deaf = Deaf(monkeypatch, "prepare_clip")
+    yield deaf
+    deaf.may_go.set()
+
+
+@pytest.fixture
+def deaf_pairs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deaf]:
+    deaf = Deaf(monkeypatch, "prepare_pair")
+    yield deaf
+    deaf.may_go.set()
+
+
+async def hang_up(engine: Engine, clip: bytes, when: Callable[[], bool]) -> None:
+    sent = asyncio.create_task(engine.predict_clip(ClipUpload(clip)))
+    await until(when)
+    sent.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sent
+
+
+def test_late_clips_whose_worker_is_still_busy_leave_a_worker_to_pairs(
+    make_settings: MakeSettings, deaf_clips: Deaf, clip: bytes, pictures: Pictures
+) -> None:
+    async def run() -> None:
+        async with Engine.open(make_settings(clip_deadline_ms=300)) as engine:
+            await engine.warmed_up()
+            try:
+                for _ in range(2):
+                    with pytest.raises(DeadlineExceeded, match="300 ms"):
+                        await engine.predict_clip(ClipUpload(clip))
+                answer = await engine.predict(Upload(pictures.onset, pictures.smile))
+                assert len(answer.faces) == 1
+                assert (deaf_clips.begun, deaf_clips.ended) == (1, 0)
+            finally:
+                deaf_clips.may_go.set()  # closing waits for the workers
+
+    asyncio.run(run())
+    assert deaf_clips.begun == deaf_clips.ended == 1
+
+
+def test_the_clip_of_a_caller_who_hung_up_gives_its_place_back_once_when_its_worker_is_free(
+    make_settings: MakeSettings, deaf_clips: Deaf, clip: bytes, pictures: Pictures
+) -> None:
+    async def run() -> None:
+        async with Engine.open(make_settings()) as engine:
+            await engine.warmed_up()
+            try:
+                await hang_up(engine, clip, lambda: deaf_clips.begun == 1)
+                await hang_up(engine, clip, lambda: engine.items == 5)  # it waited for the place
+                sent = [asyncio.create_task(engine.predict_clip(ClipUpload(clip))) for _ in "123"]
+                await until(lambda: engine.items == 15)
+                await engine.predict(Upload(pictures.onset, pictures.smile))
+                assert (deaf_clips.begun, deaf_clips.ended) == (1, 0)
+            finally:
+                deaf_clips.may_go.set()
+            assert all(len(answer.faces) == 1 for answer in await asyncio.gather(*sent))
+
+    asyncio.run(run())
+    assert deaf_clips.begun == deaf_clips.ended == 4
+    assert deaf_clips.most_busy == 1
+
+
+def test_a_clip_that_was_left_before_it_got_a_worker_gives_its_place_back_once(
+    make_settings: MakeSettings,
+    deaf_pairs: Deaf,
+    monkeypatch: pytest.MonkeyPatch,
+    clip: bytes,
+    pictures: Pictures,
+) -> None:
+    """It waits in the pool's queue, behind the pairs that hold both workers."""
+    clips = Deaf(monkeypatch, "prepare_clip")
+    clips.may_go.set()
+
+    async def run() -> None:
+        async with Engine.open(make_settings(clip_deadline_ms=20_000)) as engine:
+            await engine.warmed_up()
+            try:
+                upload = Upload(pictures.onset, pictures.smile)
+                pairs = [asyncio.create_task(engine.predict(upload)) for _ in range(2)]
+                await until(lambda: deaf_pairs.begun == 2)
+                for _ in range(2):
+                    await hang_up(engine, clip, lambda: engine.items == 2 + 5)
+            finally:
+                deaf_pairs.may_go.set()
+            await asyncio.gather(*pairs)
+            assert clips.begun == 0
+            sent = [engine.predict_clip(ClipUpload(clip)) for _ in range(3)]
+            assert all(len(answer.faces) == 1 for answer in await asyncio.gather(*sent))
+
+    asyncio.run(run())
+    assert clips.begun == clips.ended == 3
+    assert clips.most_busy == 1
+
+
+def test_closing_waits_for_the_worker_of_a_clip_that_was_left(
+    make_settings: MakeSettings, deaf_clips: Deaf, clip: bytes
+) -> None:
+    engines: list[Engine] = []
+
+    async def run() -> int:
+        async with Engine.open(make_settings()) as engine:
+            await engine.warmed_up()
+            await hang_up(engine, clip, lambda: deaf_clips.begun == 1)
+            engines.append(engine)
+        return deaf_clips.ended
+
+    with ThreadPoolExecutor(1) as pool:  # closing may hold the event loop's thread
+        ended = pool.submit(asyncio.run, run())
+        try:
+            wait_for(lambda: bool(engines) and engines[0].closing)
+            assert wait([ended], timeout=0.2).not_done
+        finally:
+            deaf_clips.may_go.set()
+        assert ended.result(20) == 1
