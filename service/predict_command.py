@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -118,6 +119,7 @@ async def _answer(
 
 def _save(out: Path, upload: Upload | ClipUpload, answer: Answer, settings: Settings) -> None:
     try:
+        apexes, cuts_s = _look_again(upload, answer, settings)
         faces = [
             PlottedFace(
                 face_id=face.face_id,
@@ -128,39 +130,36 @@ def _save(out: Path, upload: Upload | ClipUpload, answer: Answer, settings: Sett
                 intervals=tuple(one.interval for one in face.candidates),
                 curve=face.curve,
             )
-            for face, apex in zip(answer.faces, _apexes(upload, answer, settings), strict=True)
+            for face, apex in zip(answer.faces, apexes, strict=True)
         ]
-        save_plot(out, faces, _cuts(answer))
+        save_plot(out, faces, cuts_s)
     except MfdanError as error:
         raise failed(str(error)) from None
     except OSError as error:  # it names the temporary file
         raise failed(f"{out}: {error.strerror}") from None
 
 
-def _apexes(
+def _look_again(
     upload: Upload | ClipUpload, answer: Answer, settings: Settings
-) -> list[NDArray[np.uint8]]:
-    """Decode the apex of each face again: answers do not hold it."""
+) -> tuple[list[NDArray[np.uint8]], list[float]]:
+    """Decode again what answers do not hold: each face's apex, and when scenes begin, seconds."""
     if isinstance(upload, Upload):
         apex = decode_image(upload.apex, settings.limits)
-        return [crop_of(apex, face.pair, answer.spec) for face in answer.faces]
+        return [crop_of(apex, face.pair, answer.spec) for face in answer.faces], []
+    if not answer.faces or answer.clip is None:
+        return [], []
     wanted = [face.candidates[0].interval.apex for face in answer.faces]
+    last = max([*wanted, *answer.clip.scene_cuts])
     crops: dict[int, NDArray[np.uint8]] = {}
+    cuts_s: list[float] = []
     with closing(open_clip(upload.data, settings.clip_limits).frames()) as frames:
-        for frame in frames:
+        for frame in islice(frames, last + 1):
+            if frame.index in answer.clip.scene_cuts:
+                cuts_s.append(frame.time_s)
             for number, face in enumerate(answer.faces):
                 if wanted[number] == frame.index:
                     crops[number] = crop_of(frame.rgb(), face.pair, answer.spec)
-            if len(crops) == len(wanted):
-                break
-    return [crops[number] for number in range(len(wanted))]
-
-
-def _cuts(answer: Answer) -> list[float]:
-    """Return when scenes begin, seconds, as far as a face's curve tells."""
-    if answer.clip is None or not answer.faces or (curve := answer.faces[0].curve) is None:
-        return []
-    return [float(np.interp(cut, curve.frames, curve.times_s)) for cut in answer.clip.scene_cuts]
+    return [crops[number] for number in range(len(wanted))], cuts_s
 
 
 def _print(answer: Answer) -> None:

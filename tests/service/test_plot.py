@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from model.pipeline import AlignedPair, Preprocessor
 from model.spotting import Interval, MotionCurve
 from model.verdict import Verdict
+from service import predict_command
 from service.cli import app
 from service.plot import PlottedFace, crop_of, draw_answer, save_plot
 
@@ -138,6 +139,22 @@ def test_predict_plots_a_clip_and_tells_when_the_face_moved(tmp_path: Path) -> N
     assert "mouth corner" in result.output
     assert abs(int(result.output.split("apex ")[1].split()[0]) - truth.apex) <= 3
     assert colours(out) > 2000  # a face is in it
+
+
+def test_scene_cuts_are_drawn_at_their_own_time_also_where_no_face_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The face is gone after the first cut, and the camera slows down there."""
+    frames, _truth = drawn_clip(fps=25, seconds=1.0)
+    empty = background(*frames[0].shape[:2])
+    scenes = [*frames, *[empty // 4] * 10, *[255 - empty // 4] * 10]
+    times = [*np.arange(25) / 25, *(1 + np.arange(20) / 10)]
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(encode_clip(scenes, 25, times=times))
+    drawn: list[float] = []
+    monkeypatch.setattr(predict_command, "save_plot", lambda _out, _faces, cuts: drawn.extend(cuts))
+    assert predict(clip, "--plot", tmp_path / "plot.png").exit_code == 0
+    assert drawn == pytest.approx([1.0, 2.0], abs=0.01)
 
 
 def test_predict_takes_the_frames_that_it_is_told(tmp_path: Path) -> None:
