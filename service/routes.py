@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import WithJsonSchema
+from pydantic import BeforeValidator, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from starlette.datastructures import UploadFile as Part
 
@@ -53,6 +53,8 @@ _FILE: JsonSchemaValue = {"type": "string", "contentMediaType": "application/oct
 # documentation page would offer a line of text.
 _AsFile = WithJsonSchema(_FILE)
 _AsFiles = WithJsonSchema({"type": "array", "items": _FILE, "minItems": 2, "maxItems": MAX_BURST})
+_LessBlanks = BeforeValidator(lambda parts: [part for part in parts if part != ""])
+"""FastAPI drops empty texts itself, but not in lists."""
 _NAME_SHOWN = 64
 """Characters of an unknown field's name that its fault repeats."""
 
@@ -119,10 +121,9 @@ OptionsDep = Annotated[Options, Depends(_options)]
 
 async def _one_thing(request: Request) -> None:
     parts = await _parts(request)
-    names = {name for name, _ in parts}
     faults = [*_faults(parts, _FIELDS, repeatable={"frames"})]
     if not faults:
-        faults = [*_way_faults(names)]
+        faults = [*_way_faults({name for name, part in parts if not _is_blank(part)})]
     _refuse(faults)
 
 
@@ -132,6 +133,11 @@ async def _repeated_pictures(request: Request) -> None:
 
 async def _parts(request: Request) -> list[tuple[str, Part | str]]:
     return (await request.form()).multi_items()  # parsed already; the request keeps it
+
+
+def _is_blank(part: Part | str) -> bool:
+    """Whether a form sent this for a field that nobody filled: FastAPI takes it for not given."""
+    return part == "" if isinstance(part, str) else not part.filename and not part.size
 
 
 def _refuse(faults: list[FieldFault]) -> None:
@@ -149,8 +155,11 @@ def _faults(
     for name in fields - repeatable:
         if names.count(name) > 1:
             yield FieldFault(field=name, message="is given more than once")
-    for name in {name for name, part in parts if isinstance(part, str)} & fields & _FILES:
+    for name in {name for name, part in parts if isinstance(part, str) and part} & fields & _FILES:
         yield FieldFault(field=name, message="must be a file: give the part a file name")
+    for name in repeatable:
+        if len({_is_blank(part) for other, part in parts if other == name}) > 1:
+            yield FieldFault(field=name, message="one of its parts is empty and has no file name")
 
 
 def _way_faults(names: set[str]) -> Iterator[FieldFault]:
@@ -209,6 +218,7 @@ async def _sent(
     ] = None,
     frames: Annotated[
         list[UploadFile] | None,
+        _LessBlanks,
         _AsFiles,
         File(max_length=MAX_BURST, description="The frames of a clip, as pictures, in order."),
     ] = None,
@@ -220,11 +230,11 @@ async def _sent(
     """Read what was sent; `_one_thing` has seen that it is one of the three."""
     if clip is not None:
         return ClipUpload(await _taken(clip))
-    if frames is not None and fps is not None:
+    if frames and fps is not None:
         return Burst(tuple([await _taken(frame) for frame in frames]), fps)
-    assert onset is not None  # noqa: S101 - as said above
-    assert apex is not None  # noqa: S101 - likewise
-    return Upload(await _taken(onset), await _taken(apex))
+    if onset is not None and apex is not None:
+        return Upload(await _taken(onset), await _taken(apex))
+    raise FieldsInvalid(FieldFault(field="body", message=_WAYS_IN_WORDS))
 
 
 @router.post(

@@ -60,6 +60,21 @@ def _two_faces(smile: float) -> Image:
     return draw_face(scene, centre=(350.0, 110.0), eye_distance=45.0, smile=smile)
 
 
+def form(*parts: tuple[str, bytes | str | None]) -> dict:
+    """A browser's form: bytes are a chosen file, None is a file that was not chosen, text is text.
+
+    httpx leaves an empty file name out, and browsers do not.
+    """
+    body = b""
+    for name, value in parts:
+        file = "" if isinstance(value, str) else f'; filename="{"f" if value else ""}"'
+        content = value.encode() if isinstance(value, str) else value or b""
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+        body += head.encode() + content + b"\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    return {"content": body + b"--b--\r\n", "headers": headers}
+
+
 class HeldSession:
     """A real session whose runs wait until they may go."""
 

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import Pictures, Serve, encode
+from serving import Pictures, Serve, encode, form
 
 from service.settings import MAX_BURST
 
@@ -223,6 +223,33 @@ def faults(response: Response) -> dict[str, str]:
 
 def test_more_frames_than_a_burst_may_have_are_422(client: TestClient) -> None:
     assert set(faults(post_frames(client, [b"x"] * (MAX_BURST + 1)))) == {"frames"}
+
+
+@pytest.mark.parametrize("blank", [None, ""])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_blank_part_among_frames_is_422_for_the_rest_would_be_miscounted(
+    client: TestClient, steps: list[bytes], place: int, blank: str | None
+) -> None:
+    frames: list[bytes | str | None] = [*steps]
+    frames.insert(place, blank)
+    parts = [("frames", frame) for frame in frames]
+    response = client.post("/predict", **form(*parts, ("fps", "30")))
+    assert faults(response) == {"frames": "one of its parts is empty and has no file name"}
+
+
+def test_frames_with_an_empty_rate_are_422(client: TestClient, steps: list[bytes]) -> None:
+    parts = [("frames", step) for step in steps]
+    response = client.post("/predict", **form(*parts, ("fps", "")))
+    assert faults(response) == {"fps": "Field required"}
+
+
+def test_a_form_of_all_fields_of_which_only_the_clip_is_filled_is_answered(
+    client: TestClient,
+) -> None:
+    blank = [("onset", None), ("apex", None), ("frames", None), ("fps", ""), ("apex_frame", "")]
+    response = client.post("/predict", **form(*blank, ("clip", small("mp4"))))
+    assert response.status_code == 200, response.text
+    assert response.json()["clip"]["frames"] == 4
 
 
 @pytest.mark.parametrize("fps", ["0", "-1", "nan", "inf", "1e9", "fast"])

@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from serving import Pictures
+from serving import Pictures, form
 
 
 def post(client: TestClient, pairs: list[tuple[bytes, bytes]], **fields: str) -> Response:
@@ -57,6 +57,15 @@ def test_unpaired_frames_are_422(client: TestClient, pictures: Pictures) -> None
     response = client.post("/predict/batch", files=files)
     assert fields_of(response) == ["apex"]
     assert "2 onset and 1 apex" in response.json()["errors"][0]["message"]
+
+
+def test_blank_parts_among_frames_are_422_for_the_rest_would_be_paired_wrongly(
+    client: TestClient, pictures: Pictures
+) -> None:
+    onsets = [("onset", pictures.onset), ("onset", None), ("onset", pictures.two)]
+    apexes = [("apex", None), ("apex", pictures.smile), ("apex", pictures.two_smile)]
+    response = client.post("/predict/batch", **form(*onsets, *apexes))
+    assert fields_of(response) == ["apex", "onset"]
 
 
 def test_seventeen_pairs_are_422(client: TestClient, pictures: Pictures) -> None:

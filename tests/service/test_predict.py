@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
-from serving import Pictures, Serve
+from serving import Pictures, Serve, form
 from tiny_model import CLASSES
 
 
@@ -317,3 +317,49 @@ def test_another_method_is_405_and_names_the_right_one(client: TestClient) -> No
 
 def test_another_path_is_404(client: TestClient) -> None:
     assert_problem(client.get("/predictions"), 404, "not_found")
+
+
+BLANKS = [("clip", None), ("clip", ""), ("frames", None), ("frames", ""), ("fps", "")]
+
+
+@pytest.mark.parametrize("blank", [*BLANKS, ("onset_frame", ""), ("faces", ""), ("model", "")])
+def test_a_field_that_nobody_filled_is_not_given(
+    client: TestClient, pictures: Pictures, blank: tuple[str, str | None]
+) -> None:
+    parts = [("onset", pictures.onset), ("apex", pictures.smile)]
+    plain = client.post("/predict", **form(*parts))
+    assert plain.status_code == 200, plain.text
+    for order in ([blank, *parts], [*parts, blank]):
+        response = client.post("/predict", **form(*order))
+        assert response.status_code == 200, response.text
+        assert response.json()["faces"] == plain.json()["faces"]
+
+
+@pytest.mark.parametrize("blank", [*BLANKS, ("onset", None), ("apex", None), ("onset", "")])
+def test_a_form_that_nobody_filled_is_422_and_tells_the_three_ways(
+    client: TestClient, blank: tuple[str, str | None]
+) -> None:
+    body = assert_problem(client.post("/predict", **form(blank)), 422, "invalid_fields")
+    assert [fault["field"] for fault in body["errors"]] == ["apex", "clip", "frames", "onset"]
+    assert all("send either" in fault["message"] for fault in body["errors"])
+
+
+@pytest.mark.parametrize("blank", [None, ""])
+def test_half_a_pair_whose_other_half_is_blank_is_422(
+    client: TestClient, pictures: Pictures, blank: str | None
+) -> None:
+    response = client.post("/predict", **form(("onset", pictures.onset), ("apex", blank)))
+    body = assert_problem(response, 422, "invalid_fields")
+    assert body["errors"] == [{"field": "apex", "message": "Field required"}]
+
+
+@pytest.mark.parametrize("name", ["clip", "onset"])
+def test_a_file_beside_a_blank_part_of_its_name_is_422(
+    client: TestClient, pictures: Pictures, name: str
+) -> None:
+    """Whichever comes last: which of them is meant, only the caller knows."""
+    both = [(name, pictures.onset), (name, None)]
+    for order in (both, both[::-1]):
+        response = client.post("/predict", **form(*order, ("apex", pictures.onset)))
+        body = assert_problem(response, 422, "invalid_fields")
+        assert body["errors"] == [{"field": name, "message": "is given more than once"}]
