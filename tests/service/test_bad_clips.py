@@ -225,6 +225,16 @@ def test_more_frames_than_a_burst_may_have_are_422(client: TestClient) -> None:
     assert set(faults(post_frames(client, [b"x"] * (MAX_BURST + 1)))) == {"frames"}
 
 
+@pytest.mark.parametrize(
+    ("count", "status", "code"),
+    [(1024, 422, "invalid_fields"), (1025, 400, "malformed_request")],
+)
+def test_a_form_of_more_files_than_twice_a_burst_is_not_read(
+    client: TestClient, count: int, status: int, code: str
+) -> None:
+    assert_problem(post_frames(client, [b"x"] * count), status, code)
+
+
 @pytest.mark.parametrize("blank", [None, ""])
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_blank_part_among_frames_is_422_for_the_rest_would_be_miscounted(
