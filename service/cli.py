@@ -23,7 +23,13 @@ from model.face import FaceFinder
 from model.session import Session
 from model.spec import ModelSpec, load_spec
 from service.app import create_app
-from service.command_line import ModelOption, failed, open_models, read_settings
+from service.command_line import (
+    ModelOption,
+    failed,
+    open_models,
+    read_settings,
+    told_when_stopped,
+)
 from service.engine import Engine, open_sessions
 from service.predict_command import predict
 from service.score_command import score_command
@@ -91,8 +97,8 @@ def serve(
         raise typer.Exit(1)
 
 
-app.command()(predict)
-app.command("score")(score_command)
+app.command("predict")(told_when_stopped()(predict))
+app.command("score")(told_when_stopped()(score_command))
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """What the commands of `mfdan` share: settings and models, and how a command fails."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +13,21 @@ from model.session import Session
 from service.engine import open_sessions
 from service.settings import Settings
 
-__all__ = ["BAD_USAGE", "ModelOption", "failed", "open_models", "read_settings"]
+__all__ = [
+    "BAD_USAGE",
+    "INTERRUPTED",
+    "ModelOption",
+    "failed",
+    "open_models",
+    "read_settings",
+    "told_when_stopped",
+]
 
 BAD_USAGE = 2
 """Exit status of a command that was asked for something it cannot begin."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 
 ModelOption = Annotated[
     str | None,
@@ -47,6 +60,15 @@ def open_models(settings: Settings) -> dict[str, Session]:
         return open_sessions(settings)
     except MfdanError as error:
         raise failed(str(error)) from None
+
+
+@contextmanager
+def told_when_stopped() -> Iterator[None]:
+    """End a command after Ctrl-C with one line; typer alone ends it without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise failed("stopped", status=INTERRUPTED) from None
 
 
 def failed(message: str, status: int = 1) -> typer.Exit:

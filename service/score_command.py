@@ -20,7 +20,14 @@ from rich.progress import (
 
 from model.session import Session
 from service.answers import Options
-from service.command_line import BAD_USAGE, ModelOption, failed, open_models, read_settings
+from service.command_line import (
+    BAD_USAGE,
+    INTERRUPTED,
+    ModelOption,
+    failed,
+    open_models,
+    read_settings,
+)
 from service.journal import Journal, JournalInUse, JournalMismatch
 from service.scoring import Outcome, columns, fingerprint, score
 from service.settings import MAX_CANDIDATES, MAX_FACES, Settings
@@ -32,7 +39,6 @@ __all__ = ["score_command"]
 
 _LONGEST_MS = {"deadline_ms": 600_000, "clip_deadline_ms": 3_600_000}
 """Nobody waits at the other end, and a machine at full load is slow."""
-_INTERRUPTED = 130
 _LINE_EVERY_S = 30.0
 
 
@@ -156,7 +162,7 @@ def _score_missing(
             asyncio.run(score(missing, journal, settings, sessions, options, progress))
     except KeyboardInterrupt:
         say.print("stopped; the same command goes on from here")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         raise failed(f"the journal cannot be written: {error.strerror}") from None
 

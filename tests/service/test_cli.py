@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -198,3 +201,45 @@ def test_a_model_file_that_is_not_there_is_named(frames: dict[str, str]) -> None
     result = run("predict", frames["onset"], frames["smile"], "--model", "nowhere/own.onnx")
     assert result.exit_code == 1
     assert "no file own.onnx" in result.stderr
+
+
+STOPPED_AT_AN_IMPORT = """
+import os, signal, sys
+
+class Finger:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this test runs under
+sys.meta_path.insert(0, Finger())
+from service.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["cv2", "onnxruntime", "matplotlib.backends.backend_agg"])
+def test_ctrl_c_ends_the_command_in_one_line(
+    module: str, frames: dict[str, str], tmp_path: Path
+) -> None:
+    """While it loads, and, with the last of the modules, in the middle of a command."""
+    code = STOPPED_AT_AN_IMPORT.format(module=module)
+    options = ("--plot", str(tmp_path / "plot.png"))
+    done = subprocess.run(  # noqa: S603 - this file's own code
+        [sys.executable, "-c", code, "predict", frames["onset"], frames["smile"], *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "mfdan: stopped\n")
+
+
+def test_the_installed_command_hears_ctrl_c_before_it_loads_anything() -> None:
+    """The entry point is the module that tells of Ctrl-C, and it loads nothing itself."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["mfdan"].partition(":")
+    code = f"import sys; from {module} import {function}; print('numpy' in sys.modules)"
+    done = subprocess.run(  # noqa: S603 - our own interpreter and code
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

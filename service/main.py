@@ -1,0 +1,28 @@
+"""The command `mfdan` from its first moment: Ctrl-C ends it in one line also while it loads."""
+
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line."""
+    # Not by catching KeyboardInterrupt: what loads may swallow it, or turn it into ImportError.
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:  # a job in the background may have it ignored
+        signal.signal(signal.SIGINT, _stop)
+    from service.cli import app  # noqa: PLC0415 - it takes a second
+
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    app()
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    os.write(2, b"mfdan: stopped\n")
+    os._exit(_INTERRUPTED)  # nothing is open yet
