@@ -63,6 +63,8 @@ _CUT_LEVELS = 12.0
 _SAME_SCENE = 0.9
 """Above this correlation of thumbnails a scene that was left is back."""
 _SLACK_S = 1e-6
+_MARGIN = 16
+"""Pixels of the frame around a crop: what shrinking and cubic sampling look at beyond it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +105,11 @@ class _Stretch:
 
     track: Track
     start_s: float
+    part: tuple[slice, slice]
+    """Rows and columns of the frame that the crop is taken from: a frame much larger than the
+    face is not shrunk as a whole."""
     transform: NDArray[np.float64]
+    """(2, 3), from that part to the crop."""
     reference: Grey
     points: NDArray[np.float32]
     """(P, 2) of the head, pixels of the crop."""
@@ -256,11 +262,15 @@ class Tracker:
         face = track.sightings[-1][1]
         transform = similarity_transform(face.landmarks, self._spec.alignment, FOLLOWED_SIDE)
         landmarks = np.asarray(face.landmarks @ transform[:, :2].T + transform[:, 2], np.float32)
-        reference = align(grey, transform, FOLLOWED_SIDE)
+        part = _part_of(grey, transform)
+        corner = np.array([part[1].start, part[0].start])
+        transform[:, 2] += transform[:, :2] @ corner
+        reference = align(grey[part], transform, FOLLOWED_SIDE)
         points = landmarks[list(_HEAD_LANDMARKS)]
         return _Stretch(
             track=track,
             start_s=frame.time_s,
+            part=part,
             transform=transform,
             reference=reference,
             points=points,
@@ -270,7 +280,7 @@ class Tracker:
         )
 
     def _measure(self, stretch: _Stretch, frame: Frame, grey: Grey) -> None:
-        crop = align(grey, stretch.transform, FOLLOWED_SIDE)
+        crop = align(grey[stretch.part], stretch.transform, FOLLOWED_SIDE)
         head = self._head_motion(stretch, crop)
         if head is None:
             return
@@ -302,7 +312,8 @@ class Tracker:
         now = similarity_transform(face.landmarks, self._spec.alignment, size)
         middle = np.array([size / 2, self._spec.alignment.eye_y * size])
         in_frame = cv2.invertAffineTransform(now) @ [*middle, 1.0]
-        shift = stretch.transform @ [*in_frame, 1.0] - middle
+        in_part = in_frame - [stretch.part[1].start, stretch.part[0].start]
+        shift = stretch.transform @ [*in_part, 1.0] - middle
         eyes = self._spec.alignment.eye_distance * size
         return float(np.hypot(*shift)) > self._options.wander * eyes
 
@@ -336,6 +347,18 @@ def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     timings[stage] += (time.perf_counter() - start) * 1e3
+
+
+def _part_of(grey: Grey, transform: NDArray[np.float64]) -> tuple[slice, slice]:
+    """Return the rows and columns of a frame that a crop of `FOLLOWED_SIDE` needs."""
+    side = float(FOLLOWED_SIDE)
+    corners = np.array([(0, 0, 1), (side, 0, 1), (0, side, 1), (side, side, 1)], float)
+    at = corners @ cv2.invertAffineTransform(transform).T
+    low, high = np.floor(at.min(axis=0)) - _MARGIN, np.ceil(at.max(axis=0)) + _MARGIN
+    # Of a face at the frame's border, what is inside; at least a pixel, which then repeats.
+    last = np.array(grey.shape[::-1]) - 1
+    (left, top), (right, bottom) = np.clip(low, 0, last), np.clip(high, 0, last)
+    return slice(int(top), int(bottom) + 1), slice(int(left), int(right) + 1)
 
 
 def _moves_of(head: RigidMotion, points: NDArray[np.float32]) -> NDArray[np.float32]:
