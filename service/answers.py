@@ -26,7 +26,12 @@ __all__ = [
 
 FaceWarning = Literal[QualityReason, "partly_seen"]
 AnswerWarning = Literal[
-    "several_faces", "identical_frames", "low_frame_rate", "scene_cuts", "middle_frame"
+    "several_faces",
+    "not_seen_in_named_frames",
+    "identical_frames",
+    "low_frame_rate",
+    "scene_cuts",
+    "middle_frame",
 ]
 
 
@@ -69,6 +74,11 @@ class Options:
     """Likewise for the apex."""
     candidates: int = 5
     """Of a clip: intervals to answer for, of each face, the strongest first."""
+
+    @property
+    def names_a_frame(self) -> bool:
+        """Whether the onset or the apex is the caller's own choice."""
+        return self.onset_frame is not None or self.apex_frame is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -129,7 +129,8 @@ def prepare_clip(  # noqa: PLR0913, PLR0917 - two kinds of limits, for clips and
     best = [face.candidates[0].interval.source for face in aligned.faces]
     low_rate = clip_warnings(aligned.info.fps, preprocessor.spec.quality)
     warnings: dict[AnswerWarning, bool] = {
-        "several_faces": aligned.more_faces,
+        "several_faces": aligned.more_faces and bool(aligned.faces),
+        "not_seen_in_named_frames": options.names_a_frame and not aligned.faces,
         "low_frame_rate": "low_frame_rate" in low_rate,
         "scene_cuts": bool(aligned.scene_cuts),
         "middle_frame": "middle_frame" in best,

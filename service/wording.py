@@ -16,6 +16,7 @@ _WORDS = {
     "misaligned": "onset and apex do not fit one another",
     "no_expression_spotted": "no movement came and went as an expression does",
     "no_movement": "nothing moved",
+    "not_seen_in_named_frames": "no face is followed through the frames that were named",
     "occluded": "eyes or mouth are covered",
     "partly_seen": "the face is not seen all the time",
     "scene_cuts": "the clip has several scenes",
