@@ -16,17 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batcher", "Closed", "QueueFull"]
+__all__ = ["Batcher", "Closed"]
 
 FloatArray = NDArray[np.float32]
 Run = Callable[[FloatArray, FloatArray], FloatArray]
 OnBatch = Callable[[int, float], None]
-
-
-class QueueFull(Exception):
-    """As many items wait as may wait."""
-
-    code = "queue_full"
 
 
 class Closed(Exception):
@@ -47,18 +41,15 @@ class Batcher:
 
     `run` takes image and flow stacks (N, 3, S, S) and returns (N, K); it is called in a
     thread, one call at a time. `sizes` are the batch sizes it may be called with; 1 is among
-    them. `capacity` bounds the items that wait. `on_batch` hears of every batch that ran: its
-    size and its seconds.
+    them. `on_batch` hears of every batch that ran: its size and its seconds. How many may wait is
+    for the caller to bound, before the work that an item costs.
     """
 
-    def __init__(
-        self, run: Run, *, sizes: Sequence[int], capacity: int, on_batch: OnBatch | None = None
-    ) -> None:
+    def __init__(self, run: Run, *, sizes: Sequence[int], on_batch: OnBatch | None = None) -> None:
         if 1 not in sizes:
             raise ValueError(f"batch sizes {tuple(sizes)} leave a lone item unanswered: add 1")
         self._run = run
         self._sizes = sorted(sizes, reverse=True)
-        self._capacity = capacity
         self._on_batch = on_batch
         self._jobs: deque[_Job] = deque()
         self._wake = asyncio.Event()
@@ -69,7 +60,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Items that wait for a batch; those whose callers have left are counted until it."""
+        """Items that wait for a batch."""
         return len(self._jobs)
 
     @property
@@ -85,17 +76,19 @@ class Batcher:
     async def submit(self, image: FloatArray, flow: FloatArray) -> FloatArray:
         """Return the (K,) row of one item; image and flow are (3, S, S).
 
-        A cancelled call is dropped before its batch is made up.
-        Raises: QueueFull, Closed, or whatever the run raised.
+        A cancelled call is dropped at once, unless its batch is under way.
+        Raises: Closed, or whatever the run raised.
         """
         if self._closing or not self.alive:
             raise Closed("the service is shutting down")
-        if len(self._jobs) >= self._capacity:
-            raise QueueFull(f"{self._capacity} items are waiting already")
         job = _Job(image, flow, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._wake.set()
-        return await job.row
+        try:
+            return await job.row
+        finally:
+            with suppress(ValueError):  # it was taken
+                self._jobs.remove(job)
 
     async def close(self) -> None:
         """Finish what is waiting, then stop. Nobody is left without an answer."""

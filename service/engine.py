@@ -38,7 +38,7 @@ from service.answers import (
     Options,
     Upload,
 )
-from service.batcher import Batcher, Closed, OnBatch, QueueFull
+from service.batcher import Batcher, Closed, OnBatch
 from service.preparation import Check, Item, Prepared, PreparedFace, prepare_clip, prepare_pair
 from service.settings import Settings
 
@@ -72,6 +72,12 @@ class NotReady(Exception):
     """The model is not warm yet, or could not be warmed."""
 
     code = "not_ready"
+
+
+class QueueFull(Exception):
+    """As much work waits as may wait."""
+
+    code = "queue_full"
 
 
 class DeadlineExceeded(Exception):
@@ -135,7 +141,6 @@ class Engine:
                 Batcher(
                     session.run,
                     sizes=settings.batch_sizes,
-                    capacity=settings.queue_items,
                     on_batch=on_batch,
                 ),
             )
@@ -144,7 +149,10 @@ class Engine:
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="mfdan-worker")
         # So that clips, which take seconds, never hold all the workers that pairs wait for.
         self._clip_places = asyncio.Semaphore(settings.clips_at_once)
-        self._items = 0
+        # A clip's turn ends with its answer, its place when its worker is free: later, where nobody
+        # waits for the answer any more. Together they bound what clips hold for the network.
+        self._clip_turns = asyncio.Semaphore(settings.clips_at_once)
+        self._items = self._clips = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -180,8 +188,13 @@ class Engine:
 
     @property
     def items(self) -> int:
-        """Faces (as asked for; of a clip, times its candidates) at work or waiting."""
+        """Faces of pairs (as asked for) at work or waiting, and movements found in clips."""
         return self._items
+
+    @property
+    def clips(self) -> int:
+        """Clips at work or waiting."""
+        return self._clips
 
     @property
     def closing(self) -> bool:
@@ -217,7 +230,7 @@ class Engine:
         DeadlineExceeded. A cancelled call starts no further work.
         """
         model = self._model(options.model)
-        with self._admitted(options.faces):
+        with self._pairs_admitted(options.faces):
             return await self._pair_answer(model, upload, options)
 
     async def predict_clip(self, sent: ClipUpload | Burst, options: Options = _DEFAULTS) -> Answer:
@@ -228,8 +241,7 @@ class Engine:
         stops decoding at the next frame.
         """
         model = self._model(options.model)
-        named = options.onset_frame is not None or options.apex_frame is not None
-        with self._admitted(options.faces * (1 if named else options.candidates)):
+        with self._clip_admitted():
             return await self._within(
                 self._settings.clip_deadline_ms, self._clip_answer(model, sent, options)
             )
@@ -242,7 +254,7 @@ class Engine:
         Raises, for the whole: ModelNotFound, NotReady, Closed, QueueFull.
         """
         model = self._model(options.model)
-        with self._admitted(options.faces * len(uploads)):
+        with self._pairs_admitted(options.faces * len(uploads)):
             return await asyncio.gather(
                 *(self._pair_answer(model, upload, options) for upload in uploads),
                 return_exceptions=True,
@@ -265,20 +277,41 @@ class Engine:
         return self._models[name]
 
     @contextmanager
-    def _admitted(self, items: int) -> Iterator[None]:
+    def _pairs_admitted(self, faces: int) -> Iterator[None]:
+        self._check_open()
+        most = self._settings.queue_items
+        if self._items + faces > most:
+            raise QueueFull(
+                f"of {most} places for faces {self._items} are taken, and {faces} are asked for"
+            )
+        with self._counted(items=faces):
+            yield
+
+    @contextmanager
+    def _clip_admitted(self) -> Iterator[None]:
+        self._check_open()
+        if self._clips >= self._settings.most_clips:
+            raise QueueFull(f"{self._clips} clips are at work or waiting already")
+        with self._counted(clips=1):
+            yield
+
+    def _check_open(self) -> None:
         if self._closing:
             raise Closed("the service is shutting down")
         if not self.ready:
             raise NotReady("the model is not ready")
-        if self._items + items > self._settings.queue_items:
-            raise QueueFull(f"{self._items} faces are at work or waiting already")
+
+    @contextmanager
+    def _counted(self, *, items: int = 0, clips: int = 0) -> Iterator[None]:
         self._items += items
+        self._clips += clips
         self._idle.clear()
         try:
             yield
         finally:
             self._items -= items
-            if self._items == 0:
+            self._clips -= clips
+            if self._items == self._clips == 0:
                 self._idle.set()
 
     async def _within(self, deadline_ms: int, answer: Coroutine[Any, Any, Answer]) -> Answer:
@@ -303,7 +336,8 @@ class Engine:
         def work(check: Check) -> Prepared:
             return prepare_clip(model.preprocessor, sent, options, *limits, check)
 
-        return await self._answer(model, work, self._clip_places)
+        async with self._clip_turns:
+            return await self._answer(model, work, self._clip_places)
 
     async def _answer(
         self,
@@ -315,9 +349,14 @@ class Engine:
         prepared = await self._in_worker(work, places)
         before_infer = time.perf_counter()
         items = [item for face in prepared.faces for item in face.items]
-        rows = iter(
-            await asyncio.gather(*(model.batcher.submit(item.image, item.flow) for item in items))
-        )
+        # A clip's count from here on, and are never refused: its decoding is paid for. Those of
+        # pairs were counted, as asked for, when they were admitted.
+        with self._counted(items=0 if prepared.clip is None else len(items)):
+            rows = iter(
+                await asyncio.gather(
+                    *(model.batcher.submit(item.image, item.flow) for item in items)
+                )
+            )
         end = time.perf_counter()
         spec = model.session.spec
         return Answer(

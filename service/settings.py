@@ -72,8 +72,10 @@ class Settings(BaseSettings):
     """Numbers of faces that one run of the network may hold; 1 must be among them."""
 
     queue_items: Annotated[int, Field(ge=MAX_PAIRS * MAX_FACES, le=65536)] = 128
-    """Faces (as asked for; of a clip, times its candidates) that may be at work or waiting; more is
-    answered 429."""
+    """Faces of pairs, as asked for, that may be at work or waiting, together with the movements
+    found in clips; more pairs are answered 429."""
+    queue_clips: Annotated[int, Field(ge=0, le=65536)] = 16
+    """Clips that may wait, beside those at work; more is answered 429."""
     max_requests: Annotated[int, Field(ge=1, le=65536)] = 64
     """Predictions that may be uploading or waiting at once; more is answered 429."""
     retry_after_s: Annotated[int, Field(ge=1, le=3600)] = 1
@@ -156,6 +158,11 @@ class Settings(BaseSettings):
     def clips_at_once(self) -> int:
         """`clip_workers`, resolved."""
         return min(self.workers, self.clip_workers or max(1, self.workers - 1))
+
+    @property
+    def most_clips(self) -> int:
+        """Clips that may be at work or waiting."""
+        return self.clips_at_once + self.queue_clips
 
     @property
     def opencv(self) -> int:

@@ -66,8 +66,11 @@ class Telemetry:
         )
         self.queue = Gauge(
             "mfdan_queue_items",
-            "Faces (as asked for; of a clip, times its candidates) at work or waiting.",
+            "Faces of pairs (as asked for) at work or waiting, and movements found in clips.",
             registry=registry,
+        )
+        self.queued_clips = Gauge(
+            "mfdan_queue_clips", "Clips at work or waiting.", registry=registry
         )
         self.ready = Gauge("mfdan_ready", "1 when a request would be worked on.", registry=registry)
         self.batch_size = Histogram(
@@ -114,6 +117,7 @@ class Telemetry:
     def watch(self, engine: Engine) -> None:
         """Show an engine's state at every scrape."""
         self.queue.set_function(lambda: engine.items)
+        self.queued_clips.set_function(lambda: engine.clips)
         self.ready.set_function(lambda: engine.ready)
         for session in engine.sessions.values():
             spec = session.spec

@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Closed, QueueFull
+from service.batcher import Batcher, Closed
 
 FLOW = np.zeros((3, 2, 2), np.float32)
 
@@ -36,8 +36,8 @@ class Network:
         return numbers[:, None] * np.array([1.0, 2.0])
 
 
-def batcher(network: Network, capacity: int = 64, sizes: tuple[int, ...] = (1, 2, 4)) -> Batcher:
-    return Batcher(network, sizes=sizes, capacity=capacity)
+def batcher(network: Network, sizes: tuple[int, ...] = (1, 2, 4)) -> Batcher:
+    return Batcher(network, sizes=sizes)
 
 
 async def held_batcher(network: Network, **options: object) -> tuple[Batcher, asyncio.Task]:
@@ -133,7 +133,7 @@ def test_a_failing_run_fails_its_own_batch_only() -> None:
 
 def test_a_short_answer_fails_every_waiter() -> None:
     async def run() -> None:
-        busy = Batcher(lambda image, _flow: image[:0, 0, 0], sizes=(1,), capacity=4)
+        busy = Batcher(lambda image, _flow: image[:0, 0, 0], sizes=(1,))
         with pytest.raises(RuntimeError, match="1 items were run, 0 rows came back"):
             await busy.submit(item(1), FLOW)
         await busy.close()
@@ -141,18 +141,19 @@ def test_a_short_answer_fails_every_waiter() -> None:
     asyncio.run(run())
 
 
-def test_more_than_the_capacity_is_refused_and_a_leaver_makes_room_after_the_next_batch() -> None:
+def test_a_leaver_is_held_no_longer_though_the_network_is_busy() -> None:
     async def run() -> None:
         network = Network(held=True)
-        busy, first = await held_batcher(network, capacity=2)
-        waiting = submit_all(busy, [1, 2])
+        busy, first = await held_batcher(network)
+        leaver, stays = submit_all(busy, [1, 2])
         await asyncio.sleep(0)
-        assert busy.waiting == 2
-        with pytest.raises(QueueFull, match="2 items are waiting already"):
-            await busy.submit(item(3), FLOW)
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert busy.waiting == 1
         network.may_go.set()
-        await asyncio.gather(first, *waiting)
-        assert (await busy.submit(item(4), FLOW))[0] == 4
+        await first
+        assert (await stays)[0] == 2
         await busy.close()
 
     asyncio.run(run())
@@ -196,9 +197,7 @@ def test_every_batch_that_ran_is_reported_with_its_size() -> None:
     async def run() -> None:
         heard: list[tuple[int, float]] = []
         network = Network()
-        busy = Batcher(
-            network, sizes=(1,), capacity=4, on_batch=lambda size, s: heard.append((size, s))
-        )
+        busy = Batcher(network, sizes=(1,), on_batch=lambda size, s: heard.append((size, s)))
         await busy.submit(item(1), FLOW)
         await busy.close()
         assert [size for size, _ in heard] == [1]
@@ -209,4 +208,4 @@ def test_every_batch_that_ran_is_reported_with_its_size() -> None:
 
 def test_sizes_without_one_are_refused() -> None:
     with pytest.raises(ValueError, match="add 1"):
-        Batcher(Network(), sizes=(2, 4), capacity=4)
+        Batcher(Network(), sizes=(2, 4))

@@ -139,31 +139,97 @@ def test_pairs_and_probes_are_answered_while_clips_are_worked_on(
     with serve(worker_threads=2) as client, ThreadPoolExecutor(2) as pool:
         clips = [pool.submit(client.post, "/predict", files={"clip": clip}) for _ in range(2)]
         assert following.reached.wait(20)
-        wait_for(lambda: "mfdan_queue_items 10.0" in client.get("/metrics").text)
+        wait_for(lambda: "mfdan_queue_clips 2.0" in client.get("/metrics").text)
         assert client.post("/predict", files=pictures.pair).status_code == 200
         assert client.get("/health/ready").status_code == 200
         following.may_go.set()
         assert [one.result().status_code for one in clips] == [200, 200]
 
 
-def test_a_clip_is_admitted_with_all_that_it_may_ask_of_the_network(
-    make_settings: MakeSettings, following: Following, clip: bytes
+GREEDY = Options(faces=8, candidates=10)
+
+
+def test_clips_that_ask_for_much_wait_side_by_side_and_leave_the_queue_to_pairs(
+    make_settings: MakeSettings, following: Following, clip: bytes, pictures: Pictures
 ) -> None:
+    """Nothing of them waits for the network while they are decoded."""
+
     async def run() -> None:
         async with Engine.open(make_settings(queue_items=128)) as engine:
             await engine.warmed_up()
-            greedy = Options(faces=8, candidates=10)
-            first = asyncio.create_task(engine.predict_clip(ClipUpload(clip), greedy))
+            sent = [
+                asyncio.create_task(engine.predict_clip(ClipUpload(clip), GREEDY)) for _ in "123"
+            ]
             await until(following.reached.is_set)
-            assert engine.items == 80
-            with pytest.raises(QueueFull):
-                await engine.predict_clip(ClipUpload(clip), greedy)
-            named = Options(faces=8, candidates=10, apex_frame=20)
-            second = asyncio.create_task(engine.predict_clip(ClipUpload(clip), named))
-            await until(lambda: engine.items == 88)
+            assert (engine.clips, engine.items) == (3, 0)
+            pair = Upload(pictures.onset, pictures.smile)
+            assert len(await engine.predict_many([pair] * 16, Options(faces=8))) == 16
             following.may_go.set()
-            await asyncio.gather(first, second)
-            assert engine.items == 0
+            assert all(len(answer.faces) == 1 for answer in await asyncio.gather(*sent))
+            assert (engine.clips, engine.items) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_more_clips_than_may_wait_are_refused_before_any_work(
+    make_settings: MakeSettings, following: Following, clip: bytes
+) -> None:
+    async def run() -> None:
+        async with Engine.open(make_settings(queue_clips=1)) as engine:
+            await engine.warmed_up()
+            sent = [asyncio.create_task(engine.predict_clip(ClipUpload(clip))) for _ in "12"]
+            await until(following.reached.is_set)
+            with pytest.raises(QueueFull, match="2 clips are at work or waiting already"):
+                await engine.predict_clip(ClipUpload(clip))
+            following.may_go.set()
+            await asyncio.gather(*sent)
+            assert len((await engine.predict_clip(ClipUpload(clip))).faces) == 1
+
+    asyncio.run(run())
+
+
+def test_a_clip_that_was_decoded_is_answered_though_the_queue_is_full(
+    make_settings: MakeSettings, held: HeldSession, clip: bytes, pictures: Pictures
+) -> None:
+    """What was found in it counts: more pairs are refused, and it is not."""
+
+    async def run() -> None:
+        settings = make_settings(queue_items=128)
+        async with Engine.open(settings, sessions={"tiny": held}) as engine:
+            await engine.warmed_up()
+            pair = Upload(pictures.onset, pictures.smile)
+            pairs = asyncio.create_task(engine.predict_many([pair] * 16, Options(faces=8)))
+            await asyncio.to_thread(held.started.wait, 20)
+            sent = asyncio.create_task(engine.predict_clip(ClipUpload(clip), GREEDY))
+            await until(lambda: engine.items == 129)
+            with pytest.raises(QueueFull, match="of 128 places for faces 129 are taken, and 1"):
+                await engine.predict(pair)
+            held.may_go.set()
+            assert len((await sent).faces[0].candidates) == 1
+            assert len(await pairs) == 16
+
+    asyncio.run(run())
+
+
+def test_no_clip_is_decoded_while_as_many_as_may_wait_for_the_network(
+    make_settings: MakeSettings,
+    held: HeldSession,
+    monkeypatch: pytest.MonkeyPatch,
+    clip: bytes,
+) -> None:
+    """Else what clips hold for a slow network would be bounded by the queue of clips only."""
+    clips = Deaf(monkeypatch, "prepare_clip")
+    clips.may_go.set()
+
+    async def run() -> None:
+        async with Engine.open(make_settings(), sessions={"tiny": held}) as engine:
+            await engine.warmed_up()
+            sent = [asyncio.create_task(engine.predict_clip(ClipUpload(clip))) for _ in "123"]
+            await asyncio.to_thread(held.started.wait, 20)
+            await asyncio.sleep(0.2)
+            assert (clips.begun, engine.items) == (1, 1)
+            held.may_go.set()
+            assert all(len(answer.faces) == 1 for answer in await asyncio.gather(*sent))
 
     asyncio.run(run())
 
@@ -281,9 +347,9 @@ def test_the_clip_of_a_caller_who_hung_up_gives_its_place_back_once_when_its_wor
             await engine.warmed_up()
             try:
                 await hang_up(engine, clip, lambda: deaf_clips.begun == 1)
-                await hang_up(engine, clip, lambda: engine.items == 5)  # it waited for the place
+                await hang_up(engine, clip, lambda: engine.clips == 1)  # it waited for the place
                 sent = [asyncio.create_task(engine.predict_clip(ClipUpload(clip))) for _ in "123"]
-                await until(lambda: engine.items == 15)
+                await until(lambda: engine.clips == 3)
                 await engine.predict(Upload(pictures.onset, pictures.smile))
                 assert (deaf_clips.begun, deaf_clips.ended) == (1, 0)
             finally:
@@ -314,7 +380,7 @@ def test_a_clip_that_was_left_before_it_got_a_worker_gives_its_place_back_once(
                 pairs = [asyncio.create_task(engine.predict(upload)) for _ in range(2)]
                 await until(lambda: deaf_pairs.begun == 2)
                 for _ in range(2):
-                    await hang_up(engine, clip, lambda: engine.items == 2 + 5)
+                    await hang_up(engine, clip, lambda: engine.clips == 1)
             finally:
                 deaf_pairs.may_go.set()
             await asyncio.gather(*pairs)

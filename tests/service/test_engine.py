@@ -187,7 +187,7 @@ def test_more_faces_than_may_wait_are_refused_before_any_work(
             upload = Upload(pictures.onset, pictures.smile)
             first = asyncio.create_task(engine.predict(upload))
             await asyncio.to_thread(held.started.wait, 20)
-            with pytest.raises(QueueFull):
+            with pytest.raises(QueueFull, match="1 are taken, and 128 are asked for"):
                 await engine.predict_many([upload] * 16, Options(faces=8))
             assert engine.items == 1
             held.may_go.set()

@@ -45,6 +45,7 @@ def test_metrics_count_what_was_answered(serve: Serve, pictures: Pictures) -> No
     assert found["mfdan_request_duration_seconds_count", (("route", "/predict"),)] == 3
     assert found["mfdan_requests_in_flight", ()] == 1  # the scrape itself
     assert found["mfdan_queue_items", ()] == 0
+    assert found["mfdan_queue_clips", ()] == 0
     assert found["mfdan_ready", ()] == 1
 
 
