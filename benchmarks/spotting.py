@@ -30,6 +30,7 @@ from model.pipeline import AlignedPair, Preprocessor, network_inputs
 from model.session import Session
 from model.spotting import Interval
 from model.verdict import Verdict, judge
+from training.metrics import bootstrap_interval
 from training.synth_clips_command import CLIPS_FILE
 
 BUNDLED = Path(__file__).parents[1] / "model" / "weights" / "mfdan-synthetic.onnx"
@@ -43,6 +44,7 @@ class Truth:
     """One row of clips.csv."""
 
     path: Path
+    subject: str
     label: str
     kind: str
     fps: float
@@ -107,6 +109,7 @@ def _truth(folder: Path, row: dict[str, str]) -> Truth:
     blinks = [part.split("-") for part in row["blinks_s"].split("+") if part]
     return Truth(
         path=folder / row["clip"],
+        subject=row["subject"],
         label=row["label"],
         kind=row["kind"],
         fps=float(row["fps"]),
@@ -275,6 +278,7 @@ def print_report(results: Sequence[Result]) -> None:
     for name, members in _empty_groups(results):
         print(f"  {name:18} {share(bool(one.spotted) for one in members)}")
     _print_classes(results)
+    _print_headline(results)
     _print_cost(results)
 
 
@@ -286,6 +290,29 @@ def _empty_groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
         ("still, blinks", [one for one in still if one.truth.blinks]),
         ("large movement", [one for one in results if one.truth.kind == "large"]),
     ]
+
+
+def _print_headline(results: Sequence[Result]) -> None:
+    """Print the few figures that are quoted, with what another draw of people would do to them."""
+    of = {
+        kind: [one for one in results if one.truth.kind == kind]
+        for kind in ("micro", "still", "large")
+    }
+    stands = [one for one in of["micro"] if one.stands]
+    print("\nin short, with 95 % intervals, bootstrapped over people")
+    rows = (
+        ("micro found", of["micro"], lambda one: one.hit is not None),
+        ("micro answered", of["micro"], lambda one: one.stands),
+        ("of these right", stands, lambda one: _right(one, one.verdict)),
+        ("still answered", of["still"], lambda one: one.stands),
+        ("large answered", of["large"], lambda one: one.stands),
+    )
+    for name, members, claim in rows:
+        hits = np.array([claim(one) for one in members], float)
+        people = [one.truth.subject for one in members]
+        low, high = bootstrap_interval(lambda kept, hits=hits: float(hits[kept].mean()), people)
+        told = share(bool(hit) for hit in hits)
+        print(f"  {name:18} {told} ({low:.0%} to {high:.0%}), {len({*people})} people")
 
 
 def _print_classes(results: Sequence[Result]) -> None:
