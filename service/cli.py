@@ -47,6 +47,7 @@ app = typer.Typer(
 
 _PACKAGES = (
     "mfdan",
+    "av",
     "fastapi",
     "numpy",
     "onnxruntime",
