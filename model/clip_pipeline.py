@@ -14,7 +14,8 @@ minute.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -190,16 +191,16 @@ def _named(options: ClipOptions) -> list[int]:
     return [frame for frame in (options.onset_frame, options.apex_frame) if frame is not None]
 
 
-def _frames(clip: Clip, check: Callable[[], None], timings: dict[str, float]) -> Iterator[Frame]:
-    frames = clip.frames()
-    while True:
-        check()
-        start = time.perf_counter()
-        frame = next(frames, None)
-        timings["decode"] += (time.perf_counter() - start) * 1e3
-        if frame is None:
-            return
-        yield frame
+def _frames(clip: Clip, check: Callable[[], None], timings: dict[str, float]) -> Generator[Frame]:
+    with closing(clip.frames()) as frames:
+        while True:
+            check()
+            start = time.perf_counter()
+            frame = next(frames, None)
+            timings["decode"] += (time.perf_counter() - start) * 1e3
+            if frame is None:
+                return
+            yield frame
 
 
 _NEEDED = 2
@@ -358,8 +359,8 @@ def _fetch(
     ]
     held: dict[tuple[int, int], tuple[Image, Face]] = {}
     pairs: dict[tuple[int, int], AlignedPair] = {}
-    frames = _frames(clip, check, timings) if waiting else iter(())
-    for frame in frames:
+    frames = _frames(clip, check, timings)
+    while waiting and (frame := next(frames, None)) is not None:
         ending = [job for job in waiting if job.interval.apex == frame.index]
         beginning = [job for job in waiting if job.interval.onset == frame.index]
         if not ending and not beginning:
@@ -374,8 +375,7 @@ def _fetch(
             timings["detect"] += (time.perf_counter() - start) * 1e3
             held |= {job.key: (rgb, _face_of(job, faces)) for job in beginning}
         waiting = [job for job in waiting if job not in ending]
-        if not waiting:
-            break
+    frames.close()
     for pair in pairs.values():
         for stage, spent in pair.timings_ms.items():
             timings[stage] = timings.get(stage, 0.0) + spent
