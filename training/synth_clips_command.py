@@ -1,13 +1,11 @@
 """`mfdan-train synth-clips`: makes a folder of synthetic clips, in parallel, resumable."""
 
-import csv
 import hashlib
-import io
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,15 +17,18 @@ from training.config import load_config
 from training.identities import FacePicture, find_faces
 from training.options import BUNDLED_CONFIG
 from training.synthesis import (
-    cancel,
+    by_picture,
     check_claim,
+    finish,
     hash_faces,
     open_patch,
     open_shapes,
+    pictures_of_subjects,
     prepare_worker,
     progress_bar,
     report_faces,
     write_below,
+    write_table,
 )
 from training.synthetic_clips import ClipPlan, encode_clip, plan_clip, render_frames
 
@@ -117,18 +118,11 @@ def make_clips(
     on_progress(len(plans) - len(missing))
     tasks = [
         executor.submit(_make_some, pictures[chunk[0].picture], chunk, out, settings)
-        for chunk in _by_picture(missing)
+        for chunk in by_picture(missing, _CLIPS_PER_TASK)
     ]
-    try:
-        for task in as_completed(tasks):
-            on_progress(task.result())
-    except BaseException:
-        cancel(tasks)
-        raise
+    finish(tasks, on_progress)
     rows = [_row(pictures[plan.picture], plan, settings.dataset) for plan in plans]
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
-    write_below(out / CLIPS_FILE, text.getvalue().encode())
+    write_table(out / CLIPS_FILE, [_HEADER, *rows])
 
 
 def _claim(out: Path, pictures: Sequence[FacePicture], settings: ClipSettings) -> None:
@@ -150,24 +144,11 @@ def _claim(out: Path, pictures: Sequence[FacePicture], settings: ClipSettings) -
 
 
 def _plans(pictures: Sequence[FacePicture], settings: ClipSettings) -> list[ClipPlan]:
-    subjects: dict[str, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        subjects.setdefault(picture.subject, []).append(place)
-    members = list(subjects.values())
+    members = pictures_of_subjects(pictures)
     return [
         plan_clip(settings.seed, index, members, settings.rates, settings.seconds)
         for index in range(settings.clips)
     ]
-
-
-def _by_picture(plans: Sequence[ClipPlan]) -> Iterator[list[ClipPlan]]:
-    """Group clips by picture, for a picture's fields serve all its clips."""
-    groups: dict[int, list[ClipPlan]] = {}
-    for plan in plans:
-        groups.setdefault(plan.picture, []).append(plan)
-    for _, group in sorted(groups.items()):
-        for start in range(0, len(group), _CLIPS_PER_TASK):
-            yield group[start : start + _CLIPS_PER_TASK]
 
 
 def _file(picture: FacePicture, plan: ClipPlan) -> str:

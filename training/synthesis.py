@@ -7,11 +7,11 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -31,17 +31,20 @@ from training.unit_moves import Blendshapes
 
 __all__ = [
     "Settings",
-    "cancel",
+    "by_picture",
     "check_claim",
+    "finish",
     "hash_faces",
     "make_pairs",
     "open_patch",
     "open_shapes",
+    "pictures_of_subjects",
     "prepare_worker",
     "progress_bar",
     "report_faces",
     "synth",
     "write_below",
+    "write_table",
 ]
 
 VERSION = 1
@@ -97,45 +100,63 @@ def make_pairs(
     on_progress(len(plans) - len(missing))
     tasks = [
         executor.submit(_make_some, pictures[chunk[0].picture], chunk, out, settings)
-        for chunk in _by_picture(missing)
+        for chunk in by_picture(missing, _PAIRS_PER_TASK)
     ]
+    finish(tasks, on_progress)
+    rows = [_row(pictures[plan.picture], plan, settings.dataset) for plan in plans]
+    write_table(out / PAIRS_FILE, [_HEADER, *rows])
+
+
+def finish(tasks: Sequence[Future[int]], on_progress: Callable[[int], None]) -> None:
+    """Wait for all tasks, tell what each finished, and begin no other once one has failed."""
     try:
         for task in as_completed(tasks):
             on_progress(task.result())
     except BaseException:
-        cancel(tasks)
+        for task in tasks:
+            task.cancel()
         raise
-    rows = [_row(pictures[plan.picture], plan, settings.dataset) for plan in plans]
+
+
+def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows, the header first, as a CSV file, whole or not at all."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
-    write_below(out / PAIRS_FILE, text.getvalue().encode())
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_below(path, text.getvalue().encode())
 
 
-def cancel(tasks: Sequence[Future[int]]) -> None:
-    """Keep from being begun what has not been."""
-    for task in tasks:
-        task.cancel()
-
-
-def _plans(pictures: Sequence[FacePicture], settings: Settings) -> list[PairPlan]:
+def pictures_of_subjects(pictures: Sequence[FacePicture]) -> list[list[int]]:
+    """Return the places of each subject's pictures, subjects as they come."""
     subjects: dict[str, list[int]] = {}
     for place, picture in enumerate(pictures):
         subjects.setdefault(picture.subject, []).append(place)
-    members = list(subjects.values())
+    return list(subjects.values())
+
+
+def _plans(pictures: Sequence[FacePicture], settings: Settings) -> list[PairPlan]:
+    members = pictures_of_subjects(pictures)
     return [
         plan_pair(settings.seed, index, members, settings.none_fraction)
         for index in range(settings.pairs)
     ]
 
 
-def _by_picture(plans: Sequence[PairPlan]) -> Iterator[list[PairPlan]]:
-    """Group pairs by picture, for a picture's fields serve all its pairs."""
-    groups: dict[int, list[PairPlan]] = {}
+class _Planned(Protocol):
+    @property
+    def picture(self) -> int: ...
+
+
+_Plan = TypeVar("_Plan", bound=_Planned)
+
+
+def by_picture(plans: Sequence[_Plan], most: int) -> Iterator[list[_Plan]]:
+    """Group plans by picture, at most so many together, for its fields serve all that show it."""
+    groups: dict[int, list[_Plan]] = {}
     for plan in plans:
         groups.setdefault(plan.picture, []).append(plan)
     for _, group in sorted(groups.items()):
-        for start in range(0, len(group), _PAIRS_PER_TASK):
-            yield group[start : start + _PAIRS_PER_TASK]
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
 
 
 def _claim(out: Path, pictures: Sequence[FacePicture], settings: Settings) -> None:
