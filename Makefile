@@ -60,7 +60,7 @@ $(VENV)/.serve: $(PINS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(PINS) | $(BIN)/python
-	$(INSTALL) -e '.[cpu,offline,train,ray,test]'
+	$(INSTALL) -e '.[cpu,client,offline,ray,test,traces,train]'
 	@touch $@ $(VENV)/.serve
 
 $(BIN)/python:

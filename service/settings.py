@@ -49,13 +49,27 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lines below this level are not written; a request is one `info` line."""
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """TCP port of its own for /metrics; None: with the rest. 0 takes a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Address for that port."""
+    api_keys_file: Path | None = None
+    """TOML file with the hashed API keys; None: nobody needs one, and the service answers this
+    machine only."""
+
     models_dir: Path = _PACKAGED_MODELS
     """Folder of *.onnx files, each with its spec beside it; all of them are loaded. Or one such
     file."""
     model: str | None = None
     """Name of the model that answers when a request names none; None: the first by file name."""
+    reload_s: Annotated[float, Field(ge=0, le=86_400)] = 5
+    """How often the models folder is looked at for new, changed and removed files, seconds; 0:
+    never."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where ONNX Runtime shall run the network."""
+    strict_gpu: bool = False
+    """Whether a GPU that was asked for and not got refuses the model. Otherwise it runs on the CPU,
+    and log, metrics and answers say so."""
 
     worker_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that decode, align and compute flow; 0: as many as there are cores."""
@@ -88,6 +102,13 @@ class Settings(BaseSettings):
     """For the request body to arrive, milliseconds; past it is answered 408."""
     drain_timeout_s: Annotated[int, Field(ge=0, le=3600)] = 30
     """What running requests are given to finish at shutdown, seconds."""
+    drain_grace_s: Annotated[float, Field(ge=0, le=600)] = 0
+    """For how long the port stays open at shutdown at the least, seconds: what balances the load
+    needs as long to see that the service is not ready."""
+    header_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 10_000
+    """For the headers of a request to arrive, milliseconds; past it the connection is closed."""
+    max_connections: Annotated[int, Field(ge=1, le=65536)] = 1000
+    """Connections open at once; one more is closed."""
 
     max_image_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 10 * 2**20
     """Largest picture as uploaded, bytes."""
