@@ -36,6 +36,8 @@ class Session:
     provider: str
     """The execution provider that ONNX Runtime really uses first."""
     _runtime: ort.InferenceSession
+    fell_back: bool = False
+    """Whether a GPU was asked for and not got."""
 
     @classmethod
     def open(
@@ -64,7 +66,8 @@ class Session:
                 error
             )
         _check(runtime, spec, path.name)
-        return cls(spec, runtime.get_providers()[0], runtime)
+        provider = runtime.get_providers()[0]
+        return cls(spec, provider, runtime, fell_back=provider != _PROVIDERS[device][0])
 
     def run(self, image: FloatArray, flow: FloatArray) -> FloatArray:
         """Return the (N, K) class probabilities of N prepared pairs.

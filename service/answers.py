@@ -20,6 +20,7 @@ __all__ = [
     "ClipUpload",
     "FaceAnswer",
     "FaceWarning",
+    "Moments",
     "Options",
     "Upload",
 ]
@@ -124,6 +125,21 @@ class ClipFacts:
     """First frame of each scene but the first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """When what happened to one pair or clip, nanoseconds since 1970.
+
+    The wall clock is read once: no two of them are torn apart when it jumps.
+    """
+
+    asked_ns: int
+    begun_ns: int
+    """A worker took it."""
+    prepared_ns: int
+    """The worker was done: what follows waits for the network."""
+    answered_ns: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What is answered for one pair or one clip."""
@@ -135,5 +151,8 @@ class Answer:
     timings_ms: dict[str, float]
     """Work of decode, detect, align, spot (clips only), flow, quality and tensors; infer with its
     wait for a batch; total also holds the wait for a worker."""
+    moments: Moments
     clip: ClipFacts | None = None
     """None for a pair."""
+    provider_fallback: bool = False
+    """Whether a GPU was asked for and not got."""

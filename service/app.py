@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.formparsers import MultiPartParser
 
-from service.batcher import OnBatch
 from service.engine import Engine
 from service.errors import add_error_handlers
+from service.observer import Observer
 from service.routes import router
 from service.security import GuardMiddleware, HeadersMiddleware
 from service.settings import MAX_BURST, Settings
@@ -20,7 +20,7 @@ from service.telemetry import Telemetry, TelemetryMiddleware
 
 __all__ = ["create_app"]
 
-OpenEngine = Callable[[Settings, OnBatch], AbstractAsyncContextManager[Engine]]
+OpenEngine = Callable[[Settings, Observer], AbstractAsyncContextManager[Engine]]
 
 _DESCRIPTION = """\
 Recognises facial micro-expressions: two frames of one face or a short clip in, the probabilities
@@ -43,7 +43,7 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`.
 def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engine.open) -> FastAPI:
     """Build the application; its lifespan opens the engine and closes it.
 
-    `open_engine` takes the settings and a callback for each batch (size, seconds).
+    `open_engine` takes the settings and who hears of the engine's work.
     """
     settings = settings or Settings()
     telemetry = Telemetry(settings.log_level)
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_engine(settings, telemetry.batch_ran) as engine:
+        async with open_engine(settings, telemetry) as engine:
             telemetry.watch(engine)
             yield {"engine": engine, "telemetry": telemetry}
 

@@ -16,17 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batcher", "Closed"]
+from service.faults import Closed
+from service.observer import Observer
+
+__all__ = ["Batcher"]
 
 FloatArray = NDArray[np.float32]
 Run = Callable[[FloatArray, FloatArray], FloatArray]
-OnBatch = Callable[[int, float], None]
-
-
-class Closed(Exception):
-    """The service is shutting down and takes no more work."""
-
-    code = "draining"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +30,7 @@ class _Job:
     image: FloatArray
     flow: FloatArray
     row: asyncio.Future[FloatArray]
+    since: float
 
 
 class Batcher:
@@ -41,16 +38,25 @@ class Batcher:
 
     `run` takes image and flow stacks (N, 3, S, S) and returns (N, K); it is called in a
     thread, one call at a time. `sizes` are the batch sizes it may be called with; 1 is among
-    them. `on_batch` hears of every batch that ran: its size and its seconds. How many may wait is
-    for the caller to bound, before the work that an item costs.
+    them. `observer` hears of every run, under the model's `name`. How many may wait is for the
+    caller to bound, before the work that an item costs.
     """
 
-    def __init__(self, run: Run, *, sizes: Sequence[int], on_batch: OnBatch | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        sizes: Sequence[int],
+        name: str = "",
+        observer: Observer | None = None,
+    ) -> None:
         if 1 not in sizes:
             raise ValueError(f"batch sizes {tuple(sizes)} leave a lone item unanswered: add 1")
         self._run = run
         self._sizes = sorted(sizes, reverse=True)
-        self._on_batch = on_batch
+        self._name = name
+        self._observer = observer or Observer()
+        self._failed = False
         self._jobs: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
@@ -73,6 +79,11 @@ class Batcher:
         """For how long the present run has been going on, seconds; 0 when none is."""
         return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last run raised."""
+        return self._failed
+
     async def submit(self, image: FloatArray, flow: FloatArray) -> FloatArray:
         """Return the (K,) row of one item; image and flow are (3, S, S).
 
@@ -81,7 +92,7 @@ class Batcher:
         """
         if self._closing or not self.alive:
             raise Closed("the service is shutting down")
-        job = _Job(image, flow, asyncio.get_running_loop().create_future())
+        job = _Job(image, flow, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._jobs.append(job)
         self._wake.set()
         try:
@@ -129,11 +140,14 @@ class Batcher:
                 _fail(job, Closed("the service is shutting down"))
             raise
         except Exception as error:  # noqa: BLE001 - every waiter must hear of it
+            self._failed = True
+            self._observer.batch_failed(self._name, len(jobs), error)
             for job in jobs:
                 _fail(job, error)
             return
         finally:
             self._busy_since = None
+        self._failed = False
         for job, row in zip(jobs, rows, strict=True):
             if not job.row.done():
                 job.row.set_result(row)
@@ -145,11 +159,12 @@ class Batcher:
             )
 
         start = time.perf_counter()
+        for job in jobs:
+            self._observer.waited("network", start - job.since)
         rows = await asyncio.get_running_loop().run_in_executor(self._thread, run)
         if len(rows) != len(jobs):  # a short answer is a fault too
             raise RuntimeError(f"{len(jobs)} items were run, {len(rows)} rows came back")
-        if self._on_batch is not None:
-            self._on_batch(len(jobs), time.perf_counter() - start)
+        self._observer.batch_ran(self._name, len(jobs), time.perf_counter() - start)
         return rows
 
 

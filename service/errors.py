@@ -22,7 +22,7 @@ from model.errors import (
     NotAnImage,
     TooFewFrames,
 )
-from service.engine import Closed, DeadlineExceeded, NotReady, QueueFull
+from service.faults import Closed, DeadlineExceeded, NotReady, QueueFull, WorkerDied
 from service.schemas import FieldFault, Problem
 
 __all__ = [
@@ -76,6 +76,7 @@ _STATUS: dict[type[Exception], int] = {
     QueueFull: 429,
     Closed: 503,
     NotReady: 503,
+    WorkerDied: 503,
     DeadlineExceeded: 504,
     ClientGone: _CLIENT_CLOSED_REQUEST,
 }

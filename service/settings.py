@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     max_requests: Annotated[int, Field(ge=1, le=65536)] = 64
     """Predictions that may be uploading or waiting at once; more is answered 429."""
     retry_after_s: Annotated[int, Field(ge=1, le=3600)] = 1
-    """What a 429 or 503 answer tells the caller to wait at the least, seconds; a measured rate may say
-    more."""
+    """What a 429 or 503 answer tells the caller to wait at the least, seconds; a measured rate may
+    say more."""
     deadline_ms: Annotated[int, Field(ge=1, le=600_000)] = 30_000
     """From the complete upload of a pair to its answer, milliseconds; past it is answered 504."""
     clip_deadline_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 120_000

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine import Engine
 from service.errors import problem_of, problem_response
+from service.observer import Observer
 from service.schemas import Prediction
 from service.settings import Settings
 
@@ -37,7 +38,7 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-class Telemetry:
+class Telemetry(Observer):
     """The metrics and the logger of one app."""
 
     def __init__(self, level: str = "info", stream: TextIO | None = None) -> None:
@@ -123,7 +124,7 @@ class Telemetry:
             spec = session.spec
             self.model.labels(spec.name, spec.version, spec.onnx_sha256, session.provider).set(1)
 
-    def batch_ran(self, size: int, seconds: float) -> None:
+    def batch_ran(self, model: str, size: int, seconds: float) -> None:  # noqa: ARG002 - a label to come
         """Count one run of the network."""
         self.batch_size.observe(size)
         self.batch_duration.observe(seconds)

@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 from starlette.types import ASGIApp
 
 from model.session import Session
+from service.observer import Change, Observer, Place, Wait, Why
 from service.settings import Settings
 
 MakeSettings = Callable[..., Settings]
@@ -81,6 +82,7 @@ class HeldSession:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.spec, self.provider = session.spec, session.provider
+        self.fell_back = session.fell_back
         self.runs = 0
         self.started = threading.Event()
         self.may_go = threading.Event()
@@ -93,6 +95,40 @@ class HeldSession:
         self.started.set()
         assert self.may_go.wait(20)
         return self._session.run(image, flow)
+
+
+class Listener(Observer):
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, int, float]] = []
+        self.failed: list[tuple[str, int, str]] = []
+        self.waits: list[tuple[str, float]] = []
+        self.drops: list[tuple[str, str]] = []
+        self.deaths: list[str] = []
+        self.changes: list[tuple[str, str, str]] = []
+
+    @property
+    def sizes(self) -> list[int]:
+        return [size for _, size, _ in self.ran]
+
+    def waited(self, what: Wait, seconds: float) -> None:
+        self.waits.append((what, seconds))
+
+    def batch_ran(self, model: str, size: int, seconds: float) -> None:
+        self.ran.append((model, size, seconds))
+
+    def batch_failed(self, model: str, size: int, error: BaseException) -> None:
+        self.failed.append((model, size, str(error)))
+
+    def dropped(self, place: Place, why: Why) -> None:
+        self.drops.append((place, why))
+
+    def worker_died(self, what: Wait) -> None:
+        self.deaths.append(what)
+
+    def model_changed(self, name: str, change: Change, fault: str = "") -> None:
+        self.changes.append((name, change, fault))
 
 
 def async_client(app: ASGIApp, state: object) -> httpx2.AsyncClient:

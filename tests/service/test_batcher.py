@@ -3,8 +3,10 @@ import threading
 
 import numpy as np
 import pytest
+from serving import Listener
 
-from service.batcher import Batcher, Closed
+from service.batcher import Batcher
+from service.faults import Closed
 
 FLOW = np.zeros((3, 2, 2), np.float32)
 
@@ -195,13 +197,13 @@ def test_a_cancelled_worker_leaves_nobody_waiting() -> None:
 
 def test_every_batch_that_ran_is_reported_with_its_size() -> None:
     async def run() -> None:
-        heard: list[tuple[int, float]] = []
-        network = Network()
-        busy = Batcher(network, sizes=(1,), on_batch=lambda size, s: heard.append((size, s)))
+        heard = Listener()
+        busy = Batcher(Network(), sizes=(1,), name="tiny", observer=heard)
         await busy.submit(item(1), FLOW)
         await busy.close()
-        assert [size for size, _ in heard] == [1]
-        assert heard[0][1] > 0
+        ((name, size, seconds),) = heard.ran
+        assert (name, size) == ("tiny", 1)
+        assert seconds > 0
 
     asyncio.run(run())
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from drawn_clips import encode_clip
 from drawn_expression_clips import drawn_clip
-from serving import HeldSession, MakeSettings, Pictures, Serve, served, until, wait_for
+from serving import HeldSession, Listener, MakeSettings, Pictures, Serve, served, until, wait_for
 
 from model.tracking import Tracker
 from service import engine as engine_module
@@ -238,10 +238,10 @@ def test_the_candidates_of_a_clip_share_a_batch(
     make_settings: MakeSettings, held: HeldSession
 ) -> None:
     """They wait together while the network is busy with something else."""
-    sizes: list[int] = []
+    heard = Listener()
     once, _ = drawn_clip(fps=30, seconds=1.5, onset_s=0.5, apex_s=0.7, offset_s=0.9)
     clip = encode_clip(once * 2, 30)
-    open_engine = partial(Engine.open, on_batch=lambda size, _s: sizes.append(size))
+    open_engine = partial(Engine.open, observer=heard)
     held.may_go.set()
 
     async def run() -> int:
@@ -251,7 +251,7 @@ def test_the_candidates_of_a_clip_share_a_batch(
             return len(answer.faces[0].candidates)
 
     assert asyncio.run(run()) == 2
-    assert sizes == [2]
+    assert heard.sizes == [2]
 
 
 def test_closing_finishes_the_clip_under_way(

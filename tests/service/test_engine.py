@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import HeldSession, MakeSettings, Pictures, until
+from serving import HeldSession, Listener, MakeSettings, Pictures, until
 from tiny_model import tiny_spec, write_tiny_model
 
 from model.errors import BrokenImage, ModelError, ModelNotFound, NotAnImage
 from model.flow import compute_flow
-from service.batcher import OnBatch
 from service.engine import (
     Answer,
     Closed,
@@ -28,10 +27,10 @@ from service.settings import Settings
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, session: HeldSession | None = None, on_batch: OnBatch | None = None
+    settings: Settings, session: HeldSession | None = None, observer: Listener | None = None
 ) -> AsyncIterator[Engine]:
     sessions = session and {session.spec.name: session}
-    async with Engine.open(settings, on_batch, sessions) as engine:
+    async with Engine.open(settings, observer, sessions) as engine:
         await engine.warmed_up()
         yield engine
 
@@ -218,15 +217,14 @@ def test_closing_finishes_what_was_admitted_and_refuses_the_rest(
 
 
 def test_batches_are_reported(make_settings: MakeSettings, pictures: Pictures) -> None:
-    sizes: list[int] = []
+    heard = Listener()
 
     async def run() -> None:
-        settings = make_settings()
-        async with opened(settings, on_batch=lambda size, _s: sizes.append(size)) as engine:
+        async with opened(make_settings(), observer=heard) as engine:
             await engine.predict_many([Upload(pictures.onset, pictures.smile)] * 3)
 
     asyncio.run(run())
-    assert sum(sizes) == 3
+    assert sum(heard.sizes) == 3
 
 
 def test_the_models_folder_may_hold_several_and_the_default_comes_first(
