@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.formparsers import MultiPartParser
 
+from service.admission import Admission
 from service.engine import Engine
 from service.errors import add_error_handlers
 from service.observer import Observer
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
     """
     settings = settings or Settings()
     telemetry = Telemetry(settings.log_level)
+    admission = Admission(settings.max_requests)
     # Two settings of libraries, which hold for the whole process:
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes malformed uploads
     # 0: an upload is never spooled to disk. Memory is bounded by body caps and max_requests.
@@ -56,7 +58,7 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with open_engine(settings, telemetry) as engine:
             telemetry.watch(engine)
-            yield {"engine": engine, "telemetry": telemetry}
+            yield {"engine": engine, "telemetry": telemetry, "admission": admission}
 
     app = FastAPIOffline(
         title="mfdan",
@@ -70,8 +72,8 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
         form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
     )
     app.include_router(router)
-    add_error_handlers(app, settings.retry_after_s)
-    app.add_middleware(GuardMiddleware, settings=settings)
+    add_error_handlers(app, settings)
+    app.add_middleware(GuardMiddleware, settings=settings, admission=admission)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry, settings=settings)
     app.add_middleware(HeadersMiddleware)  # the last added is the outermost
     return app

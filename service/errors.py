@@ -24,6 +24,7 @@ from model.errors import (
 )
 from service.faults import Closed, DeadlineExceeded, NotReady, QueueFull, WorkerDied
 from service.schemas import FieldFault, Problem
+from service.settings import Settings
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -34,6 +35,7 @@ __all__ = [
     "problem_of",
     "problem_response",
     "request_id_of",
+    "retry_after_of",
 ]
 
 INTERNAL_ERROR = "internal_error"
@@ -126,13 +128,19 @@ def problem_response(problem: Problem, retry_after_s: int) -> Response:
     )
 
 
-def add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+def retry_after_of(error: BaseException, settings: Settings) -> int:
+    """Return the seconds that a refused caller waits: what the fault itself knows, or the least."""
+    measured: int | None = getattr(error, "retry_after_s", None)
+    return measured or settings.retry_after_s
+
+
+def add_error_handlers(app: FastAPI, settings: Settings) -> None:
     """Have every foreseen fault answered as a problem; the rest is the telemetry's to catch."""
 
     async def answer(request: Request, error: Exception) -> Response:
         problem = problem_of(error, request_id_of(request))
         request.state.code = problem.code
-        response = problem_response(problem, retry_after_s)
+        response = problem_response(problem, retry_after_of(error, settings))
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
         return response

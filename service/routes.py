@@ -405,9 +405,9 @@ async def live() -> Health:
     summary="Would a prediction sent now be worked on?",
     responses=_problems(503),
 )
-async def ready(engine: EngineDep) -> Health:
+async def ready(engine: EngineDep, request: Request) -> Health:
     """Yes once the model is warm, no when it is stuck or shutting down. Route no traffic then."""
-    if engine.closing:
+    if request.state.admission.draining or engine.closing:
         raise Closed("the service is shutting down")
     if not engine.ready:
         raise NotReady("the model is not ready")

@@ -5,19 +5,22 @@ excess as a problem, and bounds time and number of uploads as well.
 """
 
 import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import problem_of, problem_response
+from service.admission import Admission
+from service.engine import Closed
+from service.errors import problem_of, problem_response, retry_after_of
 from service.settings import Settings
 
 __all__ = ["GuardMiddleware", "HeadersMiddleware"]
 
-_PREDICT = "/predict"
-_BATCH = "/predict/batch"
 _SMALL_BODY_BYTES = 2**16
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -30,6 +33,28 @@ _HEADERS = {
         "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    """A path that is answered with predictions, and the bytes that its body may hold."""
+
+    route: str
+    cap: Callable[[Settings], int]
+
+    def is_at(self, path: str) -> bool:
+        """Whether a request for this path is one for this route."""
+        return re.fullmatch(re.sub(r"{\w+}", "[^/]+", self.route), path) is not None
+
+
+_PREDICTIONS = (
+    _Prediction("/predict", lambda settings: settings.max_single_bytes),
+    _Prediction("/predict/batch", lambda settings: settings.max_body_bytes),
+    _Prediction("/v2/models/{name}/infer", lambda settings: settings.max_body_bytes),
+    _Prediction(
+        "/v2/models/{name}/versions/{version}/infer", lambda settings: settings.max_body_bytes
+    ),
+)
 
 
 class HeadersMiddleware:
@@ -52,36 +77,32 @@ class HeadersMiddleware:
 
 
 class GuardMiddleware:
-    """Caps body size, upload time and concurrent predictions."""
+    """Caps body size, upload time and concurrent predictions; refuses them while draining."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, admission: Admission) -> None:
         self._app = app
         self._settings = settings
-        self._predictions = 0
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, guarded."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-
-        if not scope["path"].startswith(_PREDICT):
+        prediction = _prediction_of(scope)
+        if prediction is None:
             await self._limited(scope, receive, send, _SMALL_BODY_BYTES)
             return
-        if self._predictions >= self._settings.max_requests:
+        Request(scope).state.route = prediction.route  # for the metrics: none may be looked for
+        if self._admission.draining:
+            await self._refuse(Closed("the service is shutting down"), scope, receive, send)
+            return
+        if self._admission.full:
             full = HTTPException(429, "As many predictions are under way as may be.")
             await self._refuse(full, scope, receive, send)
             return
-        cap = (
-            self._settings.max_body_bytes
-            if scope["path"] == _BATCH
-            else self._settings.max_single_bytes
-        )
-        self._predictions += 1
-        try:
-            await self._limited(scope, receive, send, cap)
-        finally:
-            self._predictions -= 1
+        with self._admission.admitted():
+            await self._limited(scope, receive, send, prediction.cap(self._settings))
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send, cap: int) -> None:
         too_large = HTTPException(413, f"The request body may hold {cap} bytes.")
@@ -110,12 +131,15 @@ class GuardMiddleware:
 
         await self._app(scope, capped_receive, send)
 
-    async def _refuse(
-        self, error: HTTPException, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         state = Request(scope).state
-        if scope["path"] in {_PREDICT, _BATCH}:
-            state.route = scope["path"]  # for the metrics: no route was looked for
         problem = problem_of(error, state.request_id)
         state.code = problem.code
-        await problem_response(problem, self._settings.retry_after_s)(scope, receive, send)
+        response = problem_response(problem, retry_after_of(error, self._settings))
+        await response(scope, receive, send)
+
+
+def _prediction_of(scope: Scope) -> _Prediction | None:
+    if scope["method"] != "POST":
+        return None
+    return next((one for one in _PREDICTIONS if one.is_at(scope["path"])), None)
