@@ -1,7 +1,6 @@
 """The command `mfdan`: serve, predict, score, models, doctor."""
 
 import contextlib
-import ipaddress
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from model.session import Session
 from model.spec import ModelSpec, load_spec
 from service.app import create_app
 from service.command_line import (
+    BAD_USAGE,
     ModelOption,
     failed,
     open_models,
@@ -31,6 +31,7 @@ from service.command_line import (
     told_when_stopped,
 )
 from service.engine import Engine, open_sessions
+from service.keys import answers_others
 from service.predict_command import predict
 from service.score_command import score_command
 from service.settings import Settings, cores
@@ -58,7 +59,6 @@ _PACKAGES = (
     "starlette",
     "uvicorn",
 )
-_HERE = {"localhost", "127.0.0.1", "::1"}
 
 
 @app.command()
@@ -69,6 +69,12 @@ def serve(
 ) -> None:
     """Serve the HTTP API until interrupted."""
     settings = read_settings(host=host, port=port, model=model)
+    if settings.api_keys_file is None and answers_others(settings.host):
+        raise failed(
+            f"{settings.host} can be reached from other machines, and there are no API keys: name "
+            "their file in MFDAN_API_KEYS_FILE (mfdan keys new makes one)",
+            status=BAD_USAGE,
+        )
     sessions = open_models(settings)
     config = uvicorn.Config(
         create_app(settings, partial(Engine.open, sessions=sessions)),
@@ -132,21 +138,9 @@ def doctor() -> None:
 
 
 def _serve_warnings(settings: Settings, sessions: dict[str, Session]) -> Iterator[str]:
-    if not _is_loopback(settings.host):
-        yield (
-            f"{settings.host} can be reached from other machines, and mfdan asks nobody for a "
-            "password: put a proxy that does in front of it"
-        )
     for name, session in sessions.items():
         if settings.device == "cuda" and session.provider != "CUDAExecutionProvider":
             yield f"a GPU was asked for, but {name} runs on {session.provider}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host in _HERE or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _model_table(spec: ModelSpec) -> Table:
