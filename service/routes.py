@@ -1,10 +1,9 @@
 """The routes: read the form, await one call, shape the reply."""
 
-import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -13,15 +12,8 @@ from pydantic.json_schema import JsonSchemaValue
 from starlette.datastructures import UploadFile as Part
 
 from service.answers import Answer, Burst, ClipUpload, Options, Upload
-from service.engine import Closed, Engine, NotReady
-from service.errors import (
-    INTERNAL_ERROR,
-    PROBLEM_JSON,
-    ClientGone,
-    FieldsInvalid,
-    problem_of,
-    request_id_of,
-)
+from service.dependencies import EngineDep, ReadyDep, RequestIdDep, TelemetryDep, unless_gone
+from service.errors import INTERNAL_ERROR, PROBLEM_JSON, FieldsInvalid, problem_of
 from service.examples import CLIP_PREDICTION, PAIR_PREDICTION, PROBLEM
 from service.schemas import (
     BatchPrediction,
@@ -36,7 +28,6 @@ from service.telemetry import Telemetry
 
 __all__ = ["router"]
 
-T = TypeVar("T")
 router = APIRouter()
 
 _WAYS = (("onset", "apex"), ("clip",), ("frames", "fps"))
@@ -84,21 +75,6 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in statuses
     }
-
-
-def _engine(request: Request) -> Engine:
-    engine: Engine = request.state.engine
-    return engine
-
-
-def _telemetry(request: Request) -> Telemetry:
-    telemetry: Telemetry = request.state.telemetry
-    return telemetry
-
-
-EngineDep = Annotated[Engine, Depends(_engine)]
-TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]
-RequestIdDep = Annotated[str, Depends(request_id_of)]
 
 
 def _options(
@@ -281,7 +257,7 @@ async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
         if isinstance(sent, Upload)
         else engine.predict_clip(sent, options)
     )
-    answer = await _unless_gone(request, work)
+    answer = await unless_gone(request, work)
     prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)
     response.headers["Server-Timing"] = ", ".join(
@@ -328,7 +304,7 @@ async def predict_batch(  # noqa: PLR0913, PLR0917 - FastAPI injects them by nam
         Upload(await _taken(first), await _taken(second))
         for first, second in zip(onset, apex, strict=True)
     ]
-    answers = await _unless_gone(request, engine.predict_many(uploads, options))
+    answers = await unless_gone(request, engine.predict_many(uploads, options))
     return BatchPrediction(
         request_id=request_id,
         results=tuple(_result(answer, request_id, telemetry) for answer in answers),
@@ -354,25 +330,6 @@ def _result(
     prediction = Prediction.of(answer, request_id)
     telemetry.answered(prediction)
     return prediction
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work; cancel it when the caller hangs up. Raises: ClientGone."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_hung_up(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the caller has gone")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 @router.get("/models", tags=["models"], summary="List the loaded models")
@@ -403,14 +360,11 @@ async def live() -> Health:
     "/health/ready",
     tags=["operation"],
     summary="Would a prediction sent now be worked on?",
+    dependencies=[ReadyDep],
     responses=_problems(503),
 )
-async def ready(engine: EngineDep, request: Request) -> Health:
+async def ready() -> Health:
     """Yes once the model is warm, no when it is stuck or shutting down. Route no traffic then."""
-    if request.state.admission.draining or engine.closing:
-        raise Closed("the service is shutting down")
-    if not engine.ready:
-        raise NotReady("the model is not ready")
     return Health(status="ready")
 
 

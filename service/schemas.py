@@ -1,14 +1,13 @@
 """What the API says, as pydantic models."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.movement import Motion as MeasuredMotion
 from model.quality import Quality as MeasuredQuality
 from model.quality import QualityReason
-from model.session import Session
 from model.spec import ModelSpec
 from model.spotting import Interval
 from model.spotting import MotionCurve as MeasuredCurve
@@ -21,6 +20,9 @@ from service.answers import (
     FaceAnswer,
     FaceWarning,
 )
+
+if TYPE_CHECKING:  # so that the client needs no ONNX Runtime
+    from model.session import Session
 
 __all__ = [
     "BatchPrediction",
@@ -383,7 +385,7 @@ class ModelCard(_Schema):
     """Classes, preprocessing, thresholds, data, licence, and measured scores."""
 
     @classmethod
-    def of(cls, session: Session, *, default: bool) -> Self:
+    def of(cls, session: "Session", *, default: bool) -> Self:
         """Describe a loaded model."""
         spec = session.spec
         return cls(

@@ -1,0 +1,82 @@
+"""What the routes of both protocols take from a request, and how they await their work."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from service.admission import Admission
+from service.engine import Closed, Engine, NotReady, Trouble
+from service.errors import ClientGone, request_id_of
+from service.telemetry import Telemetry
+
+__all__ = [
+    "EngineDep",
+    "ReadyDep",
+    "RequestIdDep",
+    "TelemetryDep",
+    "unless_gone",
+]
+
+T = TypeVar("T")
+
+_IN_WORDS: dict[Trouble, str] = {
+    "loading": "the model is being loaded",
+    "warm_up_failed": "the model could not be warmed up",
+    "closing": "the service is shutting down",
+    "worker_wedged": "a worker is stuck",
+    "network_wedged": "a run of the network is stuck",
+    "inference_failed": "the last run of the network failed",
+}
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine = request.state.engine
+    return engine
+
+
+def _telemetry(request: Request) -> Telemetry:
+    telemetry: Telemetry = request.state.telemetry
+    return telemetry
+
+
+def _admission(request: Request) -> Admission:
+    admission: Admission = request.state.admission
+    return admission
+
+
+EngineDep = Annotated[Engine, Depends(_engine)]
+TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]
+RequestIdDep = Annotated[str, Depends(request_id_of)]
+
+
+def _ready(engine: EngineDep, admission: Annotated[Admission, Depends(_admission)]) -> None:
+    """Refuse what a prediction sent now would be refused for. Raises: Closed, NotReady."""
+    trouble = engine.trouble
+    if admission.draining or trouble == "closing":
+        raise Closed("the service is shutting down")
+    if trouble is not None:
+        raise NotReady(_IN_WORDS[trouble])
+
+
+ReadyDep = Depends(_ready)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await the work; cancel it when the caller hangs up. Raises: ClientGone."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the caller has gone")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
