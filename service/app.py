@@ -8,11 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import TracerProvider
 from starlette.formparsers import MultiPartParser
 
 from service.admission import Admission
+from service.callers import KeyMiddleware, describe_keys, followed
 from service.engine import Engine
 from service.errors import add_error_handlers
+from service.keys import KeyRing
 from service.observer import Observer
 from service.routes import router
 from service.security import GuardMiddleware, HeadersMiddleware
@@ -41,14 +44,21 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`.
 """
 
 
-def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engine.open) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    open_engine: OpenEngine = Engine.open,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """Build the application; its lifespan opens the engine and closes it.
 
-    `open_engine` takes the settings and who hears of the engine's work.
+    `open_engine` takes the settings and who hears of the engine's work. `tracer_provider` makes the
+    spans; None: OTEL_EXPORTER_OTLP_ENDPOINT says where they are sent, if anywhere. The metrics and
+    the log are `app.state.telemetry`. Raises: TracingRefused. Raises: KeysInvalid.
     """
     settings = settings or Settings()
-    telemetry = Telemetry(settings.log_level)
+    telemetry = Telemetry(settings.log_level, tracer_provider=tracer_provider)
     admission = Admission(settings.max_requests)
+    ring = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
     # Two settings of libraries, which hold for the whole process:
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes malformed uploads
     # 0: an upload is never spooled to disk. Memory is bounded by body caps and max_requests.
@@ -56,8 +66,11 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_engine(settings, telemetry) as engine:
-            telemetry.watch(engine)
+        async with (
+            open_engine(settings, telemetry) as engine,
+            followed(ring, settings.reload_s, telemetry.log),
+        ):
+            telemetry.started(settings, engine, admission)
             yield {"engine": engine, "telemetry": telemetry, "admission": admission}
 
     app = FastAPIOffline(
@@ -70,10 +83,15 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
         redoc_url=None,
         # Twice, so that a burst that is too long is told so, and not that its form is malformed.
         form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
+        telemetry=telemetry.tracing.config,
     )
+    app.state.telemetry = telemetry
     app.include_router(router)
+    describe_keys(app)
     add_error_handlers(app, settings)
     app.add_middleware(GuardMiddleware, settings=settings, admission=admission)
+    if ring is not None:
+        app.add_middleware(KeyMiddleware, ring=ring, settings=settings)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry, settings=settings)
     app.add_middleware(HeadersMiddleware)  # the last added is the outermost
     return app

@@ -31,7 +31,7 @@ from service.command_line import (
     told_when_stopped,
 )
 from service.engine import Engine, open_sessions
-from service.keys import answers_others
+from service.keys import KeysInvalid, answers_others
 from service.predict_command import predict
 from service.score_command import score_command
 from service.settings import Settings, cores
@@ -76,8 +76,12 @@ def serve(
             status=BAD_USAGE,
         )
     sessions = open_models(settings)
+    try:
+        served = create_app(settings, partial(Engine.open, sessions=sessions))
+    except KeysInvalid as error:
+        raise failed(f"API keys: {error}") from None
     config = uvicorn.Config(
-        create_app(settings, partial(Engine.open, sessions=sessions)),
+        served,
         host=settings.host,
         port=settings.port,
         log_level="warning",

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from model.errors import (
     BrokenClip,
@@ -23,6 +24,7 @@ from model.errors import (
     TooFewFrames,
 )
 from service.faults import Closed, DeadlineExceeded, NotReady, QueueFull, WorkerDied
+from service.keys import KeyUnknown, QuotaExceeded, RateLimited
 from service.schemas import FieldFault, Problem
 from service.settings import Settings
 
@@ -34,6 +36,7 @@ __all__ = [
     "add_error_handlers",
     "problem_of",
     "problem_response",
+    "refuse",
     "request_id_of",
     "retry_after_of",
 ]
@@ -74,7 +77,10 @@ _STATUS: dict[type[Exception], int] = {
     TooFewFrames: 422,
     FrameOutOfRange: 422,
     InputError: 422,
+    KeyUnknown: 401,
     ModelNotFound: 404,
+    RateLimited: 429,
+    QuotaExceeded: 429,
     QueueFull: 429,
     Closed: 503,
     NotReady: 503,
@@ -91,6 +97,7 @@ _HTTP_CODES = {
     408: "upload_timeout",
     413: "body_too_large",
     429: "too_many_requests",
+    431: "headers_too_large",
 }
 
 
@@ -118,8 +125,10 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
 
 
 def problem_response(problem: Problem, retry_after_s: int) -> Response:
-    """Make the HTTP answer of a problem; 429 and 503 say when to come back."""
+    """Make the HTTP answer of a problem: 429 and 503 say when to come back, 401 how to."""
     headers = {"Retry-After": str(retry_after_s)} if problem.status in {429, 503} else {}
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="mfdan"'
     return Response(
         problem.model_dump_json(exclude_defaults=True),
         status_code=problem.status,
@@ -138,9 +147,7 @@ def add_error_handlers(app: FastAPI, settings: Settings) -> None:
     """Have every foreseen fault answered as a problem; the rest is the telemetry's to catch."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        problem = problem_of(error, request_id_of(request))
-        request.state.code = problem.code
-        response = problem_response(problem, retry_after_of(error, settings))
+        response = _answer(error, settings, request)
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
         return response
@@ -149,9 +156,22 @@ def add_error_handlers(app: FastAPI, settings: Settings) -> None:
         app.add_exception_handler(kind, answer)
 
 
+async def refuse(
+    error: Exception, settings: Settings, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answer a request with a fault before a route was looked for."""
+    await _answer(error, settings, Request(scope))(scope, receive, send)
+
+
 def request_id_of(request: Request) -> str:
     """Return the id that the telemetry gave this request."""
     return str(request.state.request_id)
+
+
+def _answer(error: Exception, settings: Settings, request: Request) -> Response:
+    problem = problem_of(error, request_id_of(request))
+    request.state.code = problem.code
+    return problem_response(problem, retry_after_of(error, settings))
 
 
 def _problem(
