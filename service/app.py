@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from opentelemetry.trace import TracerProvider
 from starlette.formparsers import MultiPartParser
 
 from service.admission import Admission
@@ -44,19 +43,13 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`.
 """
 
 
-def create_app(
-    settings: Settings | None = None,
-    open_engine: OpenEngine = Engine.open,
-    tracer_provider: TracerProvider | None = None,
-) -> FastAPI:
+def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engine.open) -> FastAPI:
     """Build the application; its lifespan opens the engine and closes it.
 
-    `open_engine` takes the settings and who hears of the engine's work. `tracer_provider` makes the
-    spans; None: OTEL_EXPORTER_OTLP_ENDPOINT says where they are sent, if anywhere. The metrics and
-    the log are `app.state.telemetry`. Raises: TracingRefused. Raises: KeysInvalid.
+    `open_engine` takes the settings and who hears of the engine's work. Raises: KeysInvalid.
     """
     settings = settings or Settings()
-    telemetry = Telemetry(settings.log_level, tracer_provider=tracer_provider)
+    telemetry = Telemetry(settings.log_level)
     admission = Admission(settings.max_requests)
     ring = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
     # Two settings of libraries, which hold for the whole process:
@@ -70,7 +63,7 @@ def create_app(
             open_engine(settings, telemetry) as engine,
             followed(ring, settings.reload_s, telemetry.log),
         ):
-            telemetry.started(settings, engine, admission)
+            telemetry.watch(engine)
             yield {"engine": engine, "telemetry": telemetry, "admission": admission}
 
     app = FastAPIOffline(
@@ -83,9 +76,7 @@ def create_app(
         redoc_url=None,
         # Twice, so that a burst that is too long is told so, and not that its form is malformed.
         form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
-        telemetry=telemetry.tracing.config,
     )
-    app.state.telemetry = telemetry
     app.include_router(router)
     describe_keys(app)
     add_error_handlers(app, settings)
