@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import TracerProvider
 from starlette.formparsers import MultiPartParser
 
 from service.admission import Admission
@@ -43,13 +44,19 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`.
 """
 
 
-def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engine.open) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    open_engine: OpenEngine = Engine.open,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """Build the application; its lifespan opens the engine and closes it.
 
-    `open_engine` takes the settings and who hears of the engine's work. Raises: KeysInvalid.
+    `open_engine` takes the settings and who hears of the engine's work. `tracer_provider` makes the
+    spans; None: OTEL_EXPORTER_OTLP_ENDPOINT says where they are sent, if anywhere. The metrics and
+    the log are `app.state.telemetry`. Raises: KeysInvalid, TracingRefused.
     """
     settings = settings or Settings()
-    telemetry = Telemetry(settings.log_level)
+    telemetry = Telemetry(settings.log_level, tracer_provider=tracer_provider)
     admission = Admission(settings.max_requests)
     ring = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
     # Two settings of libraries, which hold for the whole process:
@@ -60,10 +67,11 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with (
+            telemetry.tracing.sending(),
             open_engine(settings, telemetry) as engine,
             followed(ring, settings.reload_s, telemetry.log),
         ):
-            telemetry.watch(engine)
+            telemetry.started(settings, engine, admission)
             yield {"engine": engine, "telemetry": telemetry, "admission": admission}
 
     app = FastAPIOffline(
@@ -76,7 +84,9 @@ def create_app(settings: Settings | None = None, open_engine: OpenEngine = Engin
         redoc_url=None,
         # Twice, so that a burst that is too long is told so, and not that its form is malformed.
         form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
+        telemetry=telemetry.tracing.config,
     )
+    app.state.telemetry = telemetry
     app.include_router(router)
     describe_keys(app)
     add_error_handlers(app, settings)

@@ -1,5 +1,6 @@
 """The routes: read the form, await one call, shape the reply."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -259,7 +260,7 @@ async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     )
     answer = await unless_gone(request, work)
     prediction = Prediction.of(answer, request_id)
-    telemetry.answered(prediction)
+    telemetry.answered(prediction, answer.moments)
     response.headers["Server-Timing"] = ", ".join(
         f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items()
     )
@@ -328,7 +329,7 @@ def _result(
             telemetry.unforeseen(answer, request_id)
         return problem
     prediction = Prediction.of(answer, request_id)
-    telemetry.answered(prediction)
+    telemetry.answered(prediction, answer.moments)
     return prediction
 
 
@@ -377,4 +378,4 @@ async def ready() -> Health:
 )
 async def metrics(telemetry: TelemetryDep) -> Response:
     """Show counts and durations; nothing of any picture."""
-    return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(telemetry.exposition), media_type=CONTENT_TYPE_LATEST)

@@ -3,167 +3,123 @@
 Metrics and logger belong to one app: no global registry, no global configuration.
 """
 
+import asyncio
 import re
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, TextIO
 
-import structlog
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from opentelemetry.trace import TracerProvider
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.admission import Admission
+from service.answers import Moments
 from service.engine import Engine
 from service.errors import problem_of, problem_response
-from service.observer import Observer
+from service.gpu_memory import watch_gpu_memory
+from service.logs import Level, LogStream, open_log, where
+from service.metrics import AnswerMetrics, RequestMetrics, State, WorkMetrics, tell_build
+from service.observer import Change, Observer, Place, Wait, Why
 from service.schemas import Prediction
 from service.settings import Settings
+from service.tracing import Tracing, is_probe
 
 __all__ = ["Telemetry", "TelemetryMiddleware"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_PROBES = {"/health/live", "/health/ready", "/metrics"}
-"""Asked for every few seconds: their lines are written at level debug."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_LEVELS = ("debug", "info", "warning", "error")
+_NO_ANSWER = 499
+"""Status in metrics and log of a request whose answer nobody waited for."""
 
 
 class Telemetry(Observer):
-    """The metrics and the logger of one app."""
+    """The metrics, the logger and the traces of one app. Raises: TracingRefused."""
 
-    def __init__(self, level: str = "info", stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        level: Level = "info",
+        stream: TextIO | None = None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(namespace="mfdan", registry=registry)
-        self.log = _logger(level, stream or sys.stdout)
-        self.requests = Counter(
-            "mfdan_requests", "Requests answered.", ("method", "route", "status"), registry=registry
-        )
-        self.duration = Histogram(
-            "mfdan_request_duration_seconds",
-            "From the first byte of a request to the last of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.stages = Histogram(
-            "mfdan_stage_duration_seconds",
-            "Work of one pair or clip in one stage.",
-            ("kind", "stage"),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.in_flight = Gauge(
-            "mfdan_requests_in_flight", "Requests that wait for their answer.", registry=registry
-        )
-        self.queue = Gauge(
-            "mfdan_queue_items",
-            "Faces of pairs (as asked for) at work or waiting, and movements found in clips.",
-            registry=registry,
-        )
-        self.queued_clips = Gauge(
-            "mfdan_queue_clips", "Clips at work or waiting.", registry=registry
-        )
-        self.ready = Gauge("mfdan_ready", "1 when a request would be worked on.", registry=registry)
-        self.batch_size = Histogram(
-            "mfdan_batch_size",
-            "Faces in one run of the network.",
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=registry,
-        )
-        self.batch_duration = Histogram(
-            "mfdan_batch_duration_seconds",
-            "One run of the network.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.faces = Counter("mfdan_faces", "Faces answered.", registry=registry)
-        self.clips = Counter(
-            "mfdan_clips", "Clips answered, by container.", ("container",), registry=registry
-        )
-        self.clip_seconds = Counter(
-            "mfdan_clip_seconds", "Duration of the clips answered.", registry=registry
-        )
-        self.candidates = Counter(
-            "mfdan_candidates",
-            "Intervals of clips answered, by who chose them.",
-            ("source",),
-            registry=registry,
-        )
-        self.labels = Counter(
-            "mfdan_labels", "Answers that stand, by class.", ("model", "label"), registry=registry
-        )
-        self.abstentions = Counter(
-            "mfdan_abstentions", "Answers that abstain.", ("model", "reason"), registry=registry
-        )
-        self.rejections = Counter(
-            "mfdan_rejections", "Requests and pairs refused, by code.", ("code",), registry=registry
-        )
-        self.model = Gauge(
-            "mfdan_model_info",
-            "The loaded models; always 1.",
-            ("name", "version", "sha256", "provider"),
-            registry=registry,
-        )
+        tell_build(registry)
+        self._state = State(registry)
+        self.requests = RequestMetrics(registry)
+        self._work = WorkMetrics(registry)
+        self._answers = AnswerMetrics(registry)
+        lost = self.requests.log_lines_lost.inc
+        self.log = open_log(level, LogStream(stream or sys.stdout, lost))
+        self.tracing = Tracing(tracer_provider)
 
-    def watch(self, engine: Engine) -> None:
-        """Show an engine's state at every scrape."""
-        self.queue.set_function(lambda: engine.items)
-        self.queued_clips.set_function(lambda: engine.clips)
-        self.ready.set_function(lambda: engine.ready)
-        for session in engine.sessions.values():
-            spec = session.spec
-            self.model.labels(spec.name, spec.version, spec.onnx_sha256, session.provider).set(1)
+    def started(self, settings: Settings, engine: Engine, admission: Admission) -> None:
+        """Tell what serves how, once; from now on show the state at every scrape.
 
-    def batch_ran(self, model: str, size: int, seconds: float) -> None:  # noqa: ARG002 - a label to come
+        Called in the event loop that the engine lives in.
+        """
+        self._state.watch(settings, engine, admission)
+        self.log.info("started", **_start_facts(settings, engine))
+        for name, session in engine.sessions.items():
+            if session.fell_back:
+                self.log.warning("a GPU was asked for and not got", model=name)
+        if settings.device == "cuda" and not watch_gpu_memory(self.registry):
+            self.log.warning("the GPU's memory cannot be measured")
+
+    def waited(self, what: Wait, seconds: float) -> None:
+        """Count what an item waited for."""
+        self._work.wait.labels(what).observe(seconds)
+
+    def batch_ran(self, model: str, size: int, seconds: float) -> None:
         """Count one run of the network."""
-        self.batch_size.observe(size)
-        self.batch_duration.observe(seconds)
+        self._work.batch_size.observe(size)
+        self._work.batch_duration.labels(model).observe(seconds)
 
-    def answered(self, prediction: Prediction) -> None:
-        """Count what was answered for one pair or clip."""
-        kind = "pair" if prediction.clip is None else "clip"
-        for stage, ms in prediction.timings_ms.items():
-            self.stages.labels(kind, stage).observe(ms / 1e3)
-        if prediction.clip is not None:
-            self.clips.labels(prediction.clip.container).inc()
-            self.clip_seconds.inc(prediction.clip.duration_s)
-        for candidate in (one for face in prediction.faces for one in face.candidates):
-            self.candidates.labels(candidate.source).inc()
-        self.faces.inc(len(prediction.faces))
-        for face in prediction.faces:
-            if face.reason is None:
-                self.labels.labels(prediction.model.name, face.label).inc()
-            else:
-                self.abstentions.labels(prediction.model.name, face.reason).inc()
+    def batch_failed(self, model: str, size: int, error: BaseException) -> None:
+        """Count and log a run of the network that raised."""
+        self._work.batch_failures.labels(model).inc()
+        fault = type(error).__name__
+        self.log.error(
+            "a run of the network failed", model=model, size=size, fault=fault, where=where(error)
+        )
+
+    def dropped(self, place: Place, why: Why) -> None:
+        """Count a pair or clip that nobody waits for any more."""
+        self._work.cancellations.labels(place, why).inc()
+
+    def worker_died(self, what: Wait) -> None:
+        """Count and log a thread that ended."""
+        self._work.deaths.labels(what).inc()
+        self.log.error("a thread ended and was replaced", resource=what)
+
+    def model_changed(self, name: str, change: Change, fault: str = "") -> None:
+        """Count and log what became of a model's files."""
+        self._work.model_changes.labels(change).inc()
+        write = self.log.error if fault else self.log.info
+        write("model", name=name, change=change, **({"fault": fault} if fault else {}))
+
+    def answered(self, prediction: Prediction, moments: Moments) -> None:
+        """Count and trace what was answered for one pair or clip."""
+        self._answers.count(prediction)
+        self.tracing.tell_stages(prediction, moments)
 
     def rejected(self, code: str) -> None:
         """Count one refused request or pair."""
-        self.rejections.labels(code).inc()
+        self.requests.rejections.labels(code).inc()
 
     def unforeseen(self, error: BaseException, request_id: str) -> None:
         """Log a fault that is a defect of the service.
 
         Names and lines only: messages of libraries may quote what was sent.
         """
-        self.log.error(
-            "unforeseen fault",
-            request_id=request_id,
-            fault=type(error).__name__,
-            where=_where(error),
-        )
+        fault = type(error).__name__
+        self.log.error("unforeseen fault", request_id=request_id, fault=fault, where=where(error))
 
     def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format. Takes milliseconds, and any thread."""
         return generate_latest(self.registry)
 
 
@@ -191,11 +147,15 @@ class TelemetryMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                self._trace(scope, state)  # now: the request's span ends with the answer
             await send(message)
 
-        with self._telemetry.in_flight.track_inprogress():
+        with self._telemetry.requests.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, send_with_id)
+            except asyncio.CancelledError:
+                self._trace(scope, state)
+                raise
             except Exception as error:
                 self._telemetry.unforeseen(error, request_id)
                 if status:
@@ -205,17 +165,26 @@ class TelemetryMiddleware:
                 response = problem_response(problem, self._retry_after_s)
                 await response(scope, receive, send_with_id)
             finally:
-                self._count(scope, state, status, time.perf_counter() - start)
+                self._tell(scope, state, status or _NO_ANSWER, time.perf_counter() - start)
 
-    def _count(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+    def _trace(self, scope: Scope, state: dict[str, Any]) -> None:
+        route = _route_template(scope)
+        self._telemetry.tracing.tell_request(state["request_id"], route, state.get("code"))
+
+    def _tell(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = _route_template(scope)
-        code = state.get("code")
-        self._telemetry.requests.labels(method, route, str(status)).inc()
-        self._telemetry.duration.labels(route).observe(seconds)
+        code, caller = state.get("code"), state.get("caller")
+        requests = self._telemetry.requests
+        requests.answered.labels(method, route, str(status)).inc()
+        requests.duration.labels(route).observe(seconds)
         if code is not None:
             self._telemetry.rejected(code)
-        write = self._telemetry.log.debug if route in _PROBES else self._telemetry.log.info
+        if caller is not None:
+            requests.of_callers.labels(caller, str(status)).inc()
+        about = {"caller": caller, "trace_id": self._telemetry.tracing.trace_id()}
+        log = self._telemetry.log
+        write = log.debug if is_probe(scope["path"]) else log.info
         write(
             "request",
             request_id=state["request_id"],
@@ -224,29 +193,41 @@ class TelemetryMiddleware:
             status=status,
             code=code,
             duration_ms=round(seconds * 1e3, 1),
+            **{name: value for name, value in about.items() if value is not None},
         )
 
 
-def _logger(level: str, stream: TextIO) -> Any:  # noqa: ANN401 - structlog's loggers are dynamic
-    floor = _LEVELS.index(level)
-
-    def drop_below(
-        _: object, name: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
-        if _LEVELS.index(name) < floor:
-            raise structlog.DropEvent
-        return event
-
-    return structlog.wrap_logger(
-        structlog.PrintLogger(stream),
-        wrapper_class=structlog.BoundLogger,
-        processors=[
-            drop_below,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
+def _start_facts(settings: Settings, engine: Engine) -> dict[str, Any]:
+    return {
+        "version": version("mfdan"),
+        "host": settings.host,
+        "port": settings.port,
+        "device": settings.device,
+        "models": [
+            {
+                "name": name,
+                "version": session.spec.version,
+                "sha256": session.spec.onnx_sha256,
+                "provider": session.provider,
+            }
+            for name, session in engine.sessions.items()
         ],
-    )
+        "threads": {
+            "workers": settings.workers,
+            "clip_workers": settings.clips_at_once,
+            "opencv": settings.opencv,
+            "onnx": settings.onnx,
+        },
+        "limits": {
+            "max_requests": settings.max_requests,
+            "max_connections": settings.max_connections,
+            "queue_items": settings.queue_items,
+            "queue_clips": settings.queue_clips,
+            "deadline_ms": settings.deadline_ms,
+            "clip_deadline_ms": settings.clip_deadline_ms,
+            "max_body_bytes": settings.max_body_bytes,
+        },
+    }
 
 
 def _request_id(sent: str | None) -> str:
@@ -258,14 +239,3 @@ def _route_template(scope: Scope) -> str:
     """Return the route as declared, so that no caller can make up new labels."""
     route = scope.get("route")
     return str(getattr(route, "path", scope["state"].get("route", "unmatched")))
-
-
-def _where(error: BaseException) -> Sequence[str]:
-    """Return the last functions and lines of a traceback."""
-    frames = []
-    step = error.__traceback__
-    while step is not None:
-        code = step.tb_frame.f_code
-        frames.append(f"{code.co_qualname}:{step.tb_lineno}")
-        step = step.tb_next
-    return frames[-8:]
