@@ -1,10 +1,76 @@
-"""How many predictions are under way, and whether new ones are taken."""
+"""How many predictions are under way, whether new ones are taken, and whose upload makes room."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Admission"]
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
+
+__all__ = ["Admission", "Upload"]
+
+_SLOW_BYTES_PER_S = 2**14
+"""An upload slower than this gives its place to a newcomer, when all are taken."""
+_SPARED_S = 1.0
+"""How long an upload has for its first bytes before it is called slow."""
+
+
+class Upload:
+    """The body of one request on its way: bounded in bytes and seconds."""
+
+    def __init__(self, receive: Receive, most_bytes: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._most = most_bytes
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._late = self._began + timeout_s
+        self._waiting: asyncio.Timeout | None = None
+        self._taken = 0
+        self._complete = False
+
+    @property
+    def bytes_per_s(self) -> float:
+        """How fast the body has come so far."""
+        return self._taken / max(self._loop.time() - self._began, 1e-3)
+
+    @property
+    def slow(self) -> bool:
+        """Whether this upload must make room for others."""
+        spared = self._loop.time() - self._began < _SPARED_S
+        return not self._complete and not spared and self.bytes_per_s < _SLOW_BYTES_PER_S
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises: HTTPException (408, 413)."""
+        if self._complete:  # what comes now is the caller's leaving, whenever that is
+            return await self._receive()
+        message = await self._next()
+        self._taken += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._taken > self._most:
+            raise self.too_large()
+        return message
+
+    def too_large(self) -> HTTPException:
+        """Return what a body of more bytes is answered with."""
+        return HTTPException(413, f"The request body may hold {self._most} bytes.")
+
+    def stop(self) -> None:
+        """Wait for no more of the body."""
+        self._late = self._loop.time()
+        if self._waiting is not None:
+            self._waiting.reschedule(self._late)
+
+    async def _next(self) -> Message:
+        late = HTTPException(408, "The request body did not arrive in time.")
+        if self._loop.time() >= self._late:  # what has arrived already would not wait for a timeout
+            raise late
+        try:
+            async with asyncio.timeout_at(self._late) as self._waiting:
+                return await self._receive()
+        except TimeoutError:
+            raise late from None
+        finally:
+            self._waiting = None
 
 
 class Admission:
@@ -16,6 +82,7 @@ class Admission:
     def __init__(self, most: int) -> None:
         self._most = most
         self._under_way = 0
+        self._uploads: set[Upload] = set()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -26,23 +93,35 @@ class Admission:
         return self._under_way
 
     @property
-    def full(self) -> bool:
-        """Whether as many predictions are under way as may be."""
-        return self._under_way >= self._most
-
-    @property
     def draining(self) -> bool:
         """Whether the service shuts down and admits nothing more."""
         return self._draining
 
+    def has_room(self) -> bool:
+        """Whether one more prediction may be admitted; if need be, the slowest upload is stopped.
+
+        So callers who trickle their bodies cannot keep out those who send them.
+        """
+        if len(self._uploads) < self._most:
+            return True
+        slow = [one for one in self._uploads if one.slow]
+        if not slow:
+            return False
+        slowest = min(slow, key=lambda one: one.bytes_per_s)
+        self._uploads.discard(slowest)  # its place is free before its caller has heard of it
+        slowest.stop()
+        return True
+
     @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self, upload: Upload) -> Iterator[None]:
         """Count one prediction for as long as it lasts."""
         self._under_way += 1
+        self._uploads.add(upload)
         self._idle.clear()
         try:
             yield
         finally:
+            self._uploads.discard(upload)
             self._under_way -= 1
             if self._under_way == 0:
                 self._idle.set()

@@ -23,7 +23,14 @@ from model.errors import (
     NotAnImage,
     TooFewFrames,
 )
-from service.faults import Closed, DeadlineExceeded, NotReady, QueueFull, WorkerDied
+from service.faults import (
+    Closed,
+    DeadlineExceeded,
+    NotReady,
+    QueueFull,
+    TooManyRequests,
+    WorkerDied,
+)
 from service.keys import KeyUnknown, QuotaExceeded, RateLimited
 from service.schemas import FieldFault, Problem
 from service.settings import Settings
@@ -82,6 +89,7 @@ _STATUS: dict[type[Exception], int] = {
     RateLimited: 429,
     QuotaExceeded: 429,
     QueueFull: 429,
+    TooManyRequests: 429,
     Closed: 503,
     NotReady: 503,
     WorkerDied: 503,
@@ -96,7 +104,6 @@ _HTTP_CODES = {
     405: "method_not_allowed",
     408: "upload_timeout",
     413: "body_too_large",
-    429: "too_many_requests",
     431: "headers_too_large",
 }
 

@@ -1,6 +1,6 @@
 """What keeps the engine from answering, one class each. They know no HTTP."""
 
-__all__ = ["Closed", "DeadlineExceeded", "NotReady", "QueueFull", "WorkerDied"]
+__all__ = ["Closed", "DeadlineExceeded", "NotReady", "QueueFull", "TooManyRequests", "WorkerDied"]
 
 
 class _ComeBack(Exception):
@@ -28,6 +28,12 @@ class QueueFull(_ComeBack):
     """As much work waits as may wait."""
 
     code = "queue_full"
+
+
+class TooManyRequests(_ComeBack):
+    """As many requests are under way as may be."""
+
+    code = "too_many_requests"
 
 
 class WorkerDied(_ComeBack):

@@ -1,22 +1,22 @@
 """What protects the service from a request before any of its bytes are understood.
 
 FastAPI's own `max_body_size` answers an announced excess in plain text; this one answers every
-excess as a problem, and bounds time and number of uploads as well.
+excess as a problem, and bounds time and number of uploads as well (service.admission).
 """
 
-import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from typing import NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.admission import Admission
-from service.engine import Closed
-from service.errors import problem_of, problem_response, retry_after_of
+from service.admission import Admission, Upload
+from service.engine import Closed, Engine
+from service.errors import refuse
+from service.faults import TooManyRequests
 from service.settings import Settings
 
 __all__ = ["GuardMiddleware", "HeadersMiddleware"]
@@ -35,23 +35,23 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Prediction:
-    """A path that is answered with predictions, and the bytes that its body may hold."""
+class _Prediction(NamedTuple):
+    """A route that is answered with predictions, its paths, and the bytes that a body may hold."""
 
     route: str
+    paths: re.Pattern[str]
     cap: Callable[[Settings], int]
 
-    def is_at(self, path: str) -> bool:
-        """Whether a request for this path is one for this route."""
-        return re.fullmatch(re.sub(r"{\w+}", "[^/]+", self.route), path) is not None
+
+def _prediction(route: str, cap: Callable[[Settings], int]) -> _Prediction:
+    return _Prediction(route, re.compile(re.sub(r"{\w+}", "[^/]+", route)), cap)
 
 
 _PREDICTIONS = (
-    _Prediction("/predict", lambda settings: settings.max_single_bytes),
-    _Prediction("/predict/batch", lambda settings: settings.max_body_bytes),
-    _Prediction("/v2/models/{name}/infer", lambda settings: settings.max_body_bytes),
-    _Prediction(
+    _prediction("/predict", lambda settings: settings.max_single_bytes),
+    _prediction("/predict/batch", lambda settings: settings.max_body_bytes),
+    _prediction("/v2/models/{name}/infer", lambda settings: settings.max_body_bytes),
+    _prediction(
         "/v2/models/{name}/versions/{version}/infer", lambda settings: settings.max_body_bytes
     ),
 )
@@ -90,56 +90,37 @@ class GuardMiddleware:
             await self._app(scope, receive, send)
             return
         prediction = _prediction_of(scope)
-        if prediction is None:
-            await self._limited(scope, receive, send, _SMALL_BODY_BYTES)
+        cap = _SMALL_BODY_BYTES if prediction is None else prediction.cap(self._settings)
+        upload = Upload(receive, cap, self._settings.upload_timeout_ms / 1e3)
+        if prediction is not None:
+            Request(scope).state.route = prediction.route  # for the metrics: none may be looked for
+        fault = _announced_fault(scope, upload, cap)
+        if fault is None and prediction is not None:
+            fault = self._admission_fault(scope)
+        if fault is not None:
+            await refuse(fault, self._settings, scope, receive, send)
             return
-        Request(scope).state.route = prediction.route  # for the metrics: none may be looked for
+        with self._admission.admitted(upload) if prediction is not None else nullcontext():
+            await self._app(scope, upload.receive, send)
+
+    def _admission_fault(self, scope: Scope) -> Exception | None:
         if self._admission.draining:
-            await self._refuse(Closed("the service is shutting down"), scope, receive, send)
-            return
-        if self._admission.full:
-            full = HTTPException(429, "As many predictions are under way as may be.")
-            await self._refuse(full, scope, receive, send)
-            return
-        with self._admission.admitted():
-            await self._limited(scope, receive, send, prediction.cap(self._settings))
+            return Closed("the service is shutting down")
+        if self._admission.has_room():
+            return None
+        engine: Engine = Request(scope).state.engine
+        return TooManyRequests(
+            "as many predictions are under way as may be", engine.retry_after_s()
+        )
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send, cap: int) -> None:
-        too_large = HTTPException(413, f"The request body may hold {cap} bytes.")
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > cap:
-            await self._refuse(too_large, scope, receive, send)
-            return
-        loop = asyncio.get_running_loop()
-        late = loop.time() + self._settings.upload_timeout_ms / 1e3
-        taken, complete = 0, False
 
-        async def capped_receive() -> Message:
-            nonlocal taken, complete
-            if complete:  # what comes now is the caller's leaving, whenever that is
-                return await receive()
-            try:
-                async with asyncio.timeout_at(late):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, "The request body did not arrive in time.") from None
-            taken += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if taken > cap:
-                raise too_large
-            return message
-
-        await self._app(scope, capped_receive, send)
-
-    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        state = Request(scope).state
-        problem = problem_of(error, state.request_id)
-        state.code = problem.code
-        response = problem_response(problem, retry_after_of(error, self._settings))
-        await response(scope, receive, send)
+def _announced_fault(scope: Scope, upload: Upload, cap: int) -> Exception | None:
+    announced = Headers(scope=scope).get("content-length", "")
+    too_large = announced.isdecimal() and int(announced) > cap
+    return upload.too_large() if too_large else None
 
 
 def _prediction_of(scope: Scope) -> _Prediction | None:
     if scope["method"] != "POST":
         return None
-    return next((one for one in _PREDICTIONS if one.is_at(scope["path"])), None)
+    return next((one for one in _PREDICTIONS if one.paths.fullmatch(scope["path"])), None)

@@ -1,0 +1,192 @@
+"""How many connections there may be, and how long and how large the head of a request may be.
+
+uvicorn has no timeout for headers, nor one for a caller who never reads his answer; its only cap on
+connections answers in plain text; and llhttp bounds no header.
+"""
+
+import asyncio
+import math
+import resource
+import uuid
+from typing import Any, ClassVar
+
+import httptools
+from starlette.exceptions import HTTPException
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.errors import problem_of, problem_response
+from service.settings import Settings
+
+__all__ = ["BoundedProtocol", "allow_open_files", "bounded_protocol"]
+
+_FRAMING_BYTES = 2**16
+"""Of a request beside its body: request line, headers, trailers, the lengths of chunks."""
+_MOST_PIPELINED = 16
+"""Requests of one connection that may wait for the answer of an earlier one."""
+_OTHER_FILES = 128
+"""Open beside connections: libraries, models while they are loaded, the event loop's own."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection: closed where its caller is too slow, too wordy, or one too many.
+
+    A connection waits from its beginning, and from the end of an answer, until the headers of the
+    next request are complete. Where there are too many, the one that has waited longest makes room:
+    callers who never finish a request cannot keep out those who do.
+    """
+
+    header_timeout_s: ClassVar[float]
+    max_connections: ClassVar[int]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._framing = 0
+        self._body = 0
+        self.waiting_since = math.inf
+        self._late: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection in, if need be in the place of another."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what a server makes
+        super().connection_made(transport)
+        self._wait()
+        if len(self.connections) > self.max_connections:
+            self._longest_waiting().leave("too_many_connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        _cancel(self._late)
+        _cancel(self._unread)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; refuse a request of which too much is no body."""
+        self._framing += len(data)
+        super().data_received(data)
+        if self._framing > _FRAMING_BYTES + self._body and not self.transport.is_closing():
+            self._refuse(431, "The headers of the request are too large.")
+
+    def on_message_begin(self) -> None:
+        """Begin one request."""
+        super().on_message_begin()
+        self._body = 0
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer: from here on the guard counts bytes and seconds."""
+        self.waiting_since = math.inf
+        _cancel(self._late)
+        super().on_headers_complete()
+        if len(self.pipeline) > _MOST_PIPELINED:
+            raise httptools.HttpParserError("too many requests before the first answer")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._framing -= len(body)
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End one request; what the same packet still holds belongs to the next."""
+        super().on_message_complete()
+        self._framing = 0
+
+    def on_response_complete(self) -> None:
+        """End one answer. Its caller may be sending a body still that nobody wants any more."""
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # ours also holds while something trickles in
+        if self.cycle.response_complete:
+            self._wait()
+
+    def pause_writing(self) -> None:
+        """Hear that the caller reads more slowly than is answered."""
+        super().pause_writing()
+        _cancel(self._unread)
+        self._unread = self.loop.call_later(self.header_timeout_s, self.leave, "answer_not_read")
+
+    def resume_writing(self) -> None:
+        """Hear that the caller reads on."""
+        super().resume_writing()
+        _cancel(self._unread)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words, in plain text
+        """Refuse what is no HTTP."""
+        self._refuse(400, "The request is not valid HTTP.")
+
+    def leave(self, why: str | None) -> None:
+        """Close the connection at once, whatever of an answer is unread."""
+        if why is not None:
+            self._tell(why)
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def _wait(self) -> None:
+        _cancel(self._late)
+        self.waiting_since = self.loop.time()
+        self._late = self.loop.call_later(self.header_timeout_s, self._headers_are_late)
+
+    def _headers_are_late(self) -> None:
+        # Nothing was asked for on an idle connection, so nobody is refused.
+        self.leave("headers_timeout" if self._framing else None)
+
+    def _longest_waiting(self) -> "BoundedProtocol":
+        """Return who waits longest for headers; itself where all others are being answered."""
+        waiting = (one for one in self.connections if isinstance(one, BoundedProtocol))
+        return min(waiting, key=lambda one: one.waiting_since)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        problem = problem_of(HTTPException(status, detail), uuid.uuid4().hex)
+        answering = self.cycle is not None and self.cycle.response_started
+        if not self.pipeline and (not answering or self.cycle.response_complete):
+            answer = problem_response(problem, retry_after_s=0)
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            lines = [name + b": " + value + b"\r\n" for name, value in headers]
+            self.transport.write(
+                b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(answer.body)])
+            )
+        self._tell(problem.code)
+        self.transport.close()
+        self._wait()  # until that is read
+
+    def _tell(self, why: str) -> None:
+        self.app_state["telemetry"].rejected(why)
+
+
+def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
+    """Return what uvicorn makes for each connection."""
+
+    class Protocol(BoundedProtocol):
+        header_timeout_s = settings.header_timeout_ms / 1e3
+        max_connections = settings.max_connections
+
+    return Protocol
+
+
+def allow_open_files(connections: int) -> None:
+    """Raise this process' own limit of open files, so that so many connections fit.
+
+    Raises: OSError, where the system allows fewer.
+    """
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise OSError(
+            f"{connections} connections need {wanted} open files, and the system allows {hard}: "
+            "raise that (ulimit -n), or lower MFDAN_MAX_CONNECTIONS"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
