@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from key_files import ALICE, BOB, stanza
 from typer.testing import CliRunner
 
 from service.cli import app as command
@@ -24,7 +25,6 @@ from service.keys import (
 )
 
 DAY_S = 24 * 60 * 60
-ALICE, BOB = new_token(), new_token()
 
 
 class Clock:
@@ -33,11 +33,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def stanza(name: str, token: str, **limits: int) -> str:
-    lines = [f"[keys.{name}]", f'sha256 = "{digest_of(token).hex()}"']
-    return "\n".join([*lines, *(f"{limit} = {value}" for limit, value in limits.items()), ""])
 
 
 MakeFile = Callable[..., Path]
