@@ -1,25 +1,48 @@
 import io
 import json
 import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from drawn_clips import encode_clip
 from drawn_expression_clips import drawn_clip
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Pictures, Serve
+from serving import HeldSession, Pictures, Serve
 
+from service.gpu_memory import watch_gpu_memory
+from service.keys import digest_of, new_token
 from service.telemetry import Telemetry
 
+DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+COUNTS_OF_THINGS = {"mfdan_batch_size"}
+"""Histograms without a unit."""
 
-def samples(client: TestClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def samples(client: TestClient) -> Samples:
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
+    return samples_of(text_string_to_metric_families(response.text))
+
+
+def samples_of(families: Iterator[Metric]) -> Samples:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(response.text)
+        for family in families
         for sample in family.samples
     }
+
+
+def exposed(telemetry: Telemetry) -> Samples:
+    return samples_of(text_string_to_metric_families(telemetry.exposition().decode()))
 
 
 def test_metrics_count_what_was_answered(serve: Serve, pictures: Pictures) -> None:
@@ -46,7 +69,20 @@ def test_metrics_count_what_was_answered(serve: Serve, pictures: Pictures) -> No
     assert found["mfdan_requests_in_flight", ()] == 1  # the scrape itself
     assert found["mfdan_queue_items", ()] == 0
     assert found["mfdan_queue_clips", ()] == 0
+    assert found["mfdan_queue_waiting", ()] == 0
+    assert found["mfdan_workers_busy", ()] == 0
+    assert found["mfdan_predictions_in_flight", ()] == 0
     assert found["mfdan_ready", ()] == 1
+    of_tiny = (("model", "tiny"),)
+    assert found["mfdan_batch_duration_seconds_count", of_tiny] == 2
+    for resource in ("worker", "network"):
+        assert found["mfdan_queue_wait_seconds_count", (("resource", resource),)] >= 2
+    assert found["mfdan_confidence_ratio_count", of_tiny] == 1
+    assert 0 < found["mfdan_confidence_ratio_sum", of_tiny] <= 1
+    assert found["mfdan_motion_moved_pixels_count", of_tiny] == 2
+    assert found["mfdan_motion_p95_pixels_sum", of_tiny] > 0
+    assert found["mfdan_process_resident_memory_bytes", ()] > 2**20
+    assert found["mfdan_process_open_fds", ()] > 0
 
 
 def test_metrics_count_clips_their_seconds_and_who_chose_their_frames(serve: Serve) -> None:
@@ -157,3 +193,204 @@ def test_lines_below_the_level_are_not_written() -> None:
     telemetry.log.info("quiet")
     telemetry.log.warning("loud")
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["loud"]
+
+
+def test_the_start_is_told_with_all_that_was_chosen(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(onnx_threads=1, opencv_threads=1):
+        pass
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["event"] == "started"
+    assert line["threads"] == {"workers": 2, "clip_workers": 1, "opencv": 1, "onnx": 1}
+    assert line["device"] == "cpu"
+    assert line["host"] == "127.0.0.1"
+    assert [model["name"] for model in line["models"]] == ["tiny"]
+    assert line["limits"]["queue_items"] == 128
+    assert line["version"]
+
+
+def test_a_request_that_took_too_long_is_counted_where_it_was(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    with serve(held, deadline_ms=300) as client:
+        assert client.post("/predict", files=pictures.pair).status_code == 504
+        found = samples(client)
+        held.may_go.set()
+    why = (("place", "network"), ("why", "deadline"))
+    assert found["mfdan_cancellations_total", why] == 1
+    assert found["mfdan_rejections_total", (("code", "deadline_exceeded"),)] == 1
+
+
+def test_what_never_happened_is_shown_as_zero(client: TestClient) -> None:
+    found = samples(client)
+    for change in ("loaded", "replaced", "unloaded", "refused"):
+        assert found["mfdan_model_changes_total", (("change", change),)] == 0
+    for resource in ("worker", "network"):
+        assert found["mfdan_worker_deaths_total", (("resource", resource),)] == 0
+    assert found["mfdan_cancellations_total", (("place", "waiting"), ("why", "cancelled"))] == 0
+    assert found["mfdan_log_lines_lost_total", ()] == 0
+
+
+def test_the_reason_why_a_service_is_not_ready_is_shown(serve: Serve) -> None:
+    with serve() as client:
+        before = samples(client)
+        client.app_state["admission"].drain()
+        after = samples(client)
+    draining = (("reason", "draining"),)
+    assert (before["mfdan_ready", ()], before["mfdan_not_ready", draining]) == (1, 0)
+    assert (after["mfdan_ready", ()], after["mfdan_not_ready", draining]) == (0, 1)
+    assert sum(value for (name, _), value in after.items() if name == "mfdan_not_ready") == 1
+
+
+def test_a_caller_is_counted_and_logged_by_the_name_of_the_key(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = new_token()
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[keys.clinic]\nsha256 = "{digest_of(token).hex()}"\n')
+    path.chmod(0o600)
+    with serve(api_keys_file=path) as client:
+        client.get("/models", headers={"X-API-Key": token})
+        client.get("/models")
+        client.headers["X-API-Key"] = token
+        found = samples(client)
+    clinic = (("caller", "clinic"), ("status", "200"))
+    assert found["mfdan_caller_requests_total", clinic] == 1
+    assert [line.get("caller") for line in request_lines(capsys.readouterr().out)] == [
+        "clinic",
+        None,
+    ]
+
+
+def test_a_scrape_by_a_thread_sees_the_same_state(serve: Serve) -> None:
+    with serve() as client:
+        found = exposed(client.app_state["telemetry"])
+        assert found.keys() - samples(client).keys() == set()
+    assert found["mfdan_ready", ()] == 1
+    assert found["mfdan_limit", (("of", "workers"),)] == 2
+
+
+def test_a_scrape_while_the_event_loop_hangs_still_shows_the_counts(serve: Serve) -> None:
+    with serve() as client:
+        client.get("/models")
+        hangs, may_go_on = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            hangs.set()
+            may_go_on.wait(20)
+
+        stuck = threading.Thread(target=client.portal.call, args=(hang,))
+        stuck.start()
+        assert hangs.wait(20)
+        found = exposed(client.app_state["telemetry"])
+        may_go_on.set()
+        stuck.join()
+    route = (("method", "GET"), ("route", "/models"), ("status", "200"))
+    assert found["mfdan_requests_total", route] == 1
+    assert ("mfdan_ready", ()) not in found
+
+
+def test_what_breaks_in_the_engine_is_counted_and_told_without_messages() -> None:
+    stream = io.StringIO()
+    telemetry = Telemetry("info", stream)
+    telemetry.worker_died("worker")
+    telemetry.batch_failed("tiny", 4, ValueError("maria.png"))
+    telemetry.model_changed("tiny", "refused", "the hash does not fit")
+    telemetry.model_changed("tiny", "replaced")
+    found = exposed(telemetry)
+    assert found["mfdan_worker_deaths_total", (("resource", "worker"),)] == 1
+    assert found["mfdan_batch_failures_total", (("model", "tiny"),)] == 1
+    assert found["mfdan_model_changes_total", (("change", "refused"),)] == 1
+    assert found["mfdan_model_changes_total", (("change", "replaced"),)] == 1
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["level"] for line in lines] == ["error", "error", "error", "info"]
+    assert lines[1]["fault"] == "ValueError"
+    assert lines[2]["fault"] == "the hash does not fit"
+    assert "maria" not in stream.getvalue()
+
+
+def test_a_full_disk_under_the_log_fails_no_request_and_is_counted(
+    serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with serve() as client:
+            assert client.post("/predict", files=pictures.pair).status_code == 200
+            found = samples(client)
+    assert found["mfdan_log_lines_lost_total", ()] == 2  # the start and the request
+
+
+def test_every_family_is_well_formed_and_its_name_ends_in_its_base_unit(
+    client: TestClient,
+) -> None:
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        assert re.fullmatch("mfdan_[a-z0-9_]+", family.name)
+        assert family.documentation.endswith(".")
+        assert not re.search("_(ms|milliseconds|kb|mb|px|percent|count|sum|bucket)$", family.name)
+        if family.type == "histogram" and family.name not in COUNTS_OF_THINGS:
+            assert re.search("_(seconds|pixels|ratio|bytes)$", family.name)
+        for sample in family.samples:
+            assert sample.name.endswith("_total") == (family.type == "counter")
+            assert sample.labels.keys().isdisjoint({"le", "quantile"} - {"le"})
+
+
+def test_the_operations_page_names_every_metric_and_no_other(
+    client: TestClient, pictures: Pictures
+) -> None:
+    client.post("/predict", files=pictures.pair)
+    of_gpus = CollectorRegistry()
+    watch_gpu_memory(of_gpus, fake_nvml())
+    exposition = client.get("/metrics").text + generate_latest(of_gpus).decode()
+    families = set(re.findall(r"^# TYPE (\S+)", exposition, re.MULTILINE))
+    page = DOCS.read_text()
+    named = set(re.findall(r"mfdan_[a-z0-9_]+[a-z0-9]", page)) - {"mfdan_process"}
+    taken_together = re.compile("_process_|_created$")
+    assert {name for name in families - named if not taken_together.search(name)} == set()
+    assert {name.removesuffix("_bucket") for name in named} - families == set()
+
+
+class NvmlError(Exception):
+    """As the driver's library raises it."""
+
+
+def fake_nvml(*, driver: bool = True) -> ModuleType:
+    """The interface of `pynvml`: two GPUs, the second of which has fallen off the bus."""
+
+    def init() -> None:
+        if not driver:
+            raise NvmlError
+
+    def memory(handle: str) -> SimpleNamespace:
+        if handle == "gpu 1":
+            raise NvmlError
+        return SimpleNamespace(used=3 * 2**30, total=8 * 2**30)
+
+    nvml = ModuleType("pynvml")
+    nvml.NVMLError = NvmlError
+    nvml.nvmlInit = init
+    nvml.nvmlDeviceGetCount = lambda: 2
+    nvml.nvmlDeviceGetHandleByIndex = lambda index: f"gpu {index}"
+    nvml.nvmlDeviceGetMemoryInfo = memory
+    return nvml
+
+
+def test_the_memory_of_gpus_is_shown_and_one_that_does_not_answer_is_told() -> None:
+    telemetry = Telemetry()
+    assert watch_gpu_memory(telemetry.registry, fake_nvml())
+    found = exposed(telemetry)
+    first, second = (("gpu", "0"),), (("gpu", "1"),)
+    assert found["mfdan_gpu_memory_used_bytes", first] == 3 * 2**30
+    assert found["mfdan_gpu_memory_total_bytes", first] == 8 * 2**30
+    assert (found["mfdan_gpu_answers", first], found["mfdan_gpu_answers", second]) == (1, 0)
+    assert ("mfdan_gpu_memory_used_bytes", second) not in found
+
+
+def test_without_a_driver_nothing_is_shown_of_gpus() -> None:
+    registry = CollectorRegistry()
+    assert not watch_gpu_memory(registry, fake_nvml(driver=False))
+    assert not [*registry.collect()]
+
+
+def test_on_a_cpu_no_gpu_is_asked_for_its_memory(client: TestClient) -> None:
+    assert "mfdan_gpu" not in client.get("/metrics").text
