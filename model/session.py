@@ -41,15 +41,21 @@ class Session:
 
     @classmethod
     def open(
-        cls, path: Path, *, device: Literal["cpu", "cuda"] = "cpu", threads: int = 0
+        cls,
+        path: Path,
+        *,
+        device: Literal["cpu", "cuda"] = "cpu",
+        threads: int = 0,
+        strict: bool = False,
     ) -> "Session":
         """Load an ONNX file and the spec beside it.
 
-        `threads` is ONNX Runtime's intra-op count; 0 leaves the choice to it.
+        `threads` is ONNX Runtime's intra-op count; 0 leaves the choice to it. With `strict` a
+        model that would run on another device than asked for is refused.
 
         Raises: ModelNotFound, SpecInvalid (also for a flow that does not run), SpecMismatch
         (hash, metadata, or the names, shapes and types of inputs and output do not fit the
-        spec), ModelError (not an ONNX model that runs here).
+        spec), ModelError (not an ONNX model that runs here, or not on the device).
         """
         spec = load_spec(path)
         _check_flow(spec, path.name)
@@ -67,7 +73,10 @@ class Session:
             )
         _check(runtime, spec, path.name)
         provider = runtime.get_providers()[0]
-        return cls(spec, provider, runtime, fell_back=provider != _PROVIDERS[device][0])
+        fell_back = provider != _PROVIDERS[device][0]
+        if fell_back and strict:
+            raise ModelError(f"a GPU was asked for, but {spec.name} runs on {provider}")
+        return cls(spec, provider, runtime, fell_back)
 
     def run(self, image: FloatArray, flow: FloatArray) -> FloatArray:
         """Return the (N, K) class probabilities of N prepared pairs.

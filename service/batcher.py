@@ -5,21 +5,28 @@ request is not delayed.
 """
 
 import asyncio
+import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.faults import Closed
+from service.faults import Closed, WorkerDied
 from service.observer import Observer
+from service.workers import Workers, in_loop
 
-__all__ = ["Batcher"]
+__all__ = ["PROBE_S", "Batcher"]
+
+PROBE_S = 2.0
+"""After a failed run, how long to wait for work before an empty item is run to find out."""
+
+T = TypeVar("T")
 
 FloatArray = NDArray[np.float32]
 Run = Callable[[FloatArray, FloatArray], FloatArray]
@@ -36,7 +43,7 @@ class _Job:
 class Batcher:
     """Collects single items, runs them in batches of fixed sizes, hands each its own row.
 
-    `run` takes image and flow stacks (N, 3, S, S) and returns (N, K); it is called in a
+    `run` takes image and flow stacks (N, 3, S, S) and returns (N, K); it is called in one
     thread, one call at a time. `sizes` are the batch sizes it may be called with; 1 is among
     them. `observer` hears of every run, under the model's `name`. How many may wait is for the
     caller to bound, before the work that an item costs.
@@ -56,12 +63,17 @@ class Batcher:
         self._sizes = sorted(sizes, reverse=True)
         self._name = name
         self._observer = observer or Observer()
-        self._failed = False
+        self._blank: tuple[FloatArray, FloatArray] | None = None
         self._jobs: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
         self._busy_since: float | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mfdan-onnx")
+        loop = asyncio.get_running_loop()
+        self._thread = Workers(
+            1,
+            f"mfdan-network-{name}",
+            on_death=in_loop(loop, self._observer.worker_died, "network"),
+        )
         self._worker = asyncio.create_task(self._work())
 
     @property
@@ -82,7 +94,7 @@ class Batcher:
     @property
     def failed(self) -> bool:
         """Whether the last run raised."""
-        return self._failed
+        return self._blank is not None
 
     async def submit(self, image: FloatArray, flow: FloatArray) -> FloatArray:
         """Return the (K,) row of one item; image and flow are (3, S, S).
@@ -92,7 +104,7 @@ class Batcher:
         """
         if self._closing or not self.alive:
             raise Closed("the service is shutting down")
-        job = _Job(image, flow, asyncio.get_running_loop().create_future(), time.perf_counter())
+        job = _job(image, flow)
         self._jobs.append(job)
         self._wake.set()
         try:
@@ -101,19 +113,33 @@ class Batcher:
             with suppress(ValueError):  # it was taken
                 self._jobs.remove(job)
 
-    async def close(self) -> None:
-        """Finish what is waiting, then stop. Nobody is left without an answer."""
+    async def call(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, called in the thread of the runs, between two of them."""
+        return await asyncio.wrap_future(self._thread.submit(work))
+
+    def mend(self) -> None:
+        """Replace the thread if it has ended."""
+        self._thread.mend()
+
+    async def close(self, timeout_s: float | None = None) -> bool:
+        """Finish what is waiting, then stop; return whether that was done in time.
+
+        Nobody is left without an answer: past `timeout_s` it is Closed.
+        """
+        loop = asyncio.get_running_loop()
+        end = math.inf if timeout_s is None else loop.time() + timeout_s
         self._closing = True
         self._wake.set()
-        with suppress(asyncio.CancelledError):
-            await self._worker
-        self._thread.shutdown(wait=True)
+        await asyncio.wait([self._worker], timeout=timeout_s)
+        self._worker.cancel()
+        await asyncio.wait([self._worker])
+        left_s = max(0.0, min(end - loop.time(), threading.TIMEOUT_MAX))
+        return await asyncio.to_thread(self._thread.close, left_s)
 
     async def _work(self) -> None:
         try:
             while True:
-                await self._wake.wait()
-                self._wake.clear()
+                await self._woken()
                 while jobs := self._take():
                     await self._flush(jobs)
                 if self._closing:
@@ -123,6 +149,18 @@ class Batcher:
             for job in self._jobs:
                 _fail(job, Closed("the service is shutting down"))
             self._jobs.clear()
+
+    async def _woken(self) -> None:
+        """Wait for work. After a failed run not for long: without traffic nobody else finds out."""
+        try:
+            async with asyncio.timeout(PROBE_S if self._blank is not None else None):
+                await self._wake.wait()
+        except TimeoutError:
+            assert self._blank is not None  # noqa: S101 - else nothing is timed
+            probe = _job(*self._blank)
+            probe.row.add_done_callback(lambda row: row.cancelled() or row.exception())
+            self._jobs.append(probe)
+        self._wake.clear()
 
     def _take(self) -> list[_Job]:
         """Take the largest fixed size that those still interested fill."""
@@ -140,14 +178,15 @@ class Batcher:
                 _fail(job, Closed("the service is shutting down"))
             raise
         except Exception as error:  # noqa: BLE001 - every waiter must hear of it
-            self._failed = True
+            if not isinstance(error, WorkerDied):  # it says nothing of the network
+                self._blank = np.zeros_like(jobs[0].image), np.zeros_like(jobs[0].flow)
             self._observer.batch_failed(self._name, len(jobs), error)
             for job in jobs:
                 _fail(job, error)
             return
         finally:
             self._busy_since = None
-        self._failed = False
+        self._blank = None
         for job, row in zip(jobs, rows, strict=True):
             if not job.row.done():
                 job.row.set_result(row)
@@ -161,14 +200,17 @@ class Batcher:
         start = time.perf_counter()
         for job in jobs:
             self._observer.waited("network", start - job.since)
-        rows = await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        rows = await self.call(run)
         if len(rows) != len(jobs):  # a short answer is a fault too
             raise RuntimeError(f"{len(jobs)} items were run, {len(rows)} rows came back")
         self._observer.batch_ran(self._name, len(jobs), time.perf_counter() - start)
         return rows
 
 
+def _job(image: FloatArray, flow: FloatArray) -> _Job:
+    return _Job(image, flow, asyncio.get_running_loop().create_future(), time.perf_counter())
+
+
 def _fail(job: _Job, error: Exception) -> None:
-    future: asyncio.Future[Any] = job.row
-    if not future.done():
-        future.set_exception(error)
+    if not job.row.done():
+        job.row.set_exception(error)

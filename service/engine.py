@@ -11,22 +11,16 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import ModelError, ModelNotFound, ShapeError
+from model.errors import ShapeError
 from model.face import FaceFinder
-from model.pipeline import Preprocessor
-from model.quality import warnings as quality_warnings
 from model.session import Session
-from model.spec import ModelSpec
-from model.verdict import Verdict, judge
 from service.answers import (
     Answer,
     AnswerWarning,
@@ -40,11 +34,15 @@ from service.answers import (
     Options,
     Upload,
 )
-from service.batcher import Batcher
+from service.course import Course, Pace
 from service.faults import Closed, DeadlineExceeded, NotReady, QueueFull, WorkerDied
-from service.observer import Observer, Place
-from service.preparation import Check, Item, Prepared, PreparedFace, prepare_clip, prepare_pair
+from service.judging import face_answer
+from service.observer import Observer
+from service.preparation import Check, Prepared, prepare_clip, prepare_pair
+from service.registry import Registry, open_sessions
 from service.settings import Settings
+from service.shelf import Model, Shelf
+from service.workers import Workers, in_loop
 
 __all__ = [
     "Answer",
@@ -68,11 +66,15 @@ __all__ = [
     "open_sessions",
 ]
 
-PARTLY_SEEN = 0.9
-"""Share of a clip's keyframes that show the face, under which the answer warns (ours)."""
-
 MOST_RETRY_AFTER_S = 60
 """A caller is never told to stay away for longer."""
+MEND_S = 1.0
+"""How often threads that have ended are looked for."""
+UNHEARD_S = 1.0
+"""What a worker may take beyond the deadline, and a tenth of it, to hear that nobody waits any
+more; it is asked between two stages. Past that it counts as stuck."""
+ENDING_S = 1.0
+"""What threads without work are given to end, whatever the drain has left."""
 
 Trouble = Literal[
     "loading",
@@ -84,8 +86,6 @@ Trouble = Literal[
 ]
 """Why the engine is not ready."""
 Kind = Literal["pair", "clip"]
-_MEMORY = 0.95
-"""What a completion weighs, once another one came."""
 T = TypeVar("T")
 FloatArray = NDArray[np.float32]
 _LOG = logging.getLogger("mfdan")
@@ -96,88 +96,6 @@ class _Abandoned(Exception):
 
 
 _DEFAULTS = Options()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Model:
-    session: Session
-    preprocessor: Preprocessor
-    batcher: Batcher
-
-
-@dataclass(slots=True, eq=False)
-class _Course:
-    """How far one pair, clip or stack of tensors has come."""
-
-    asked_ns: int = field(default_factory=time.time_ns)
-    asked: float = field(default_factory=time.perf_counter)
-    begun: float | None = None
-    prepared: float | None = None
-
-    @property
-    def place(self) -> Place:
-        """Where it is now."""
-        if self.begun is None:
-            return "waiting"
-        return "working" if self.prepared is None else "network"
-
-    def moments(self, answered: float) -> Moments:
-        """Return when what happened; `answered` is of `time.perf_counter`."""
-        assert self.begun is not None  # noqa: S101 - an answered one has been worked on
-        assert self.prepared is not None  # noqa: S101 - likewise
-        return Moments(
-            self.asked_ns, self._at(self.begun), self._at(self.prepared), self._at(answered)
-        )
-
-    def _at(self, moment: float) -> int:
-        return self.asked_ns + round((moment - self.asked) * 1e9)
-
-
-class _Pace:
-    """The mean time between two completions while there is work, of the last few dozen."""
-
-    def __init__(self) -> None:
-        self._since = self._total_s = self._completions = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of one completion; 0 before the first."""
-        return self._total_s / self._completions if self._completions else 0.0
-
-    def begin(self, under_way: int, more: int) -> None:
-        """Hear of new work: idle time up to here does not count."""
-        if more and not under_way:
-            self._since = time.perf_counter()
-
-    def done(self, count: int) -> None:
-        """Hear of completions."""
-        if not count:
-            return
-        now = time.perf_counter()
-        kept = _MEMORY**count
-        self._total_s = kept * self._total_s + now - self._since
-        self._completions = kept * self._completions + count
-        self._since = now
-
-
-def open_sessions(settings: Settings) -> dict[str, Session]:
-    """Load every model of the models folder, by the name in its spec; the default comes first.
-
-    Raises: ModelNotFound (an empty folder, or no model of the default's name), ModelError (two
-    models of one name), and whatever `Session.open` raises.
-    """
-    sessions: dict[str, Session] = {}
-    for path in settings.model_files():
-        session = Session.open(path, device=settings.device, threads=settings.onnx)
-        if session.spec.name in sessions:
-            raise ModelError(f"two models are called {session.spec.name}")
-        sessions[session.spec.name] = session
-    if not sessions:
-        raise ModelNotFound("the models folder holds no *.onnx file")
-    default = settings.model or next(iter(sessions))
-    if default not in sessions:
-        raise ModelNotFound(f"the default model {default} is not among {', '.join(sessions)}")
-    return {default: sessions.pop(default), **sessions}
 
 
 class Engine:
@@ -197,34 +115,32 @@ class Engine:
         finder = FaceFinder()
         self._observer = observer = observer or Observer()
         self._settings = settings
-        self._finder = finder
-        self._models = {
-            name: _Model(
-                session,
-                Preprocessor(session.spec, finder),
-                Batcher(
-                    session.run,
-                    sizes=settings.batch_sizes,
-                    name=name,
-                    observer=observer,
-                ),
-            )
-            for name, session in sessions.items()
-        }
-        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="mfdan-worker")
+        self._shelf = Shelf(sessions, settings, observer, finder)
+        loop = asyncio.get_running_loop()
+        self._pool = Workers(
+            settings.workers,
+            "mfdan-worker",
+            # Each thread has a detector of its own; without this its first pair would wait for it.
+            first=lambda: finder.find(np.zeros((64, 64, 3), np.uint8)),
+            on_death=in_loop(loop, observer.worker_died, "worker"),
+        )
         # So that clips, which take seconds, never hold all the workers that pairs wait for.
         self._clip_places = asyncio.Semaphore(settings.clips_at_once)
         # A clip's turn ends with its answer, its place when its worker is free: later, where nobody
         # waits for the answer any more. Together they bound what clips hold for the network.
         self._clip_turns = asyncio.Semaphore(settings.clips_at_once)
         self._items = self._clips = 0
-        self._courses: set[_Course] = set()
-        self._paces: dict[Kind, _Pace] = {"pair": _Pace(), "clip": _Pace()}
+        self._courses: set[Course] = set()
+        self._paces: dict[Kind, Pace] = {"pair": Pace(), "clip": Pace()}
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
-        self._warming = asyncio.create_task(asyncio.to_thread(self._warm_up))
+        self._warming = asyncio.create_task(self._warm_up())
         self._warming.add_done_callback(_log_failure)
+        self._watching = [asyncio.create_task(self._mend())]
+        if settings.reload_s:
+            watch = Registry(settings, self._shelf, observer).watch()
+            self._watching.append(asyncio.create_task(watch))
 
     @classmethod
     @asynccontextmanager
@@ -250,7 +166,7 @@ class Engine:
     @property
     def sessions(self) -> dict[str, Session]:
         """The loaded models by name; the default is the first."""
-        return {name: one.session for name, one in self._models.items()}
+        return self._shelf.sessions
 
     @property
     def items(self) -> int:
@@ -275,26 +191,16 @@ class Engine:
     @property
     def busy_workers(self) -> int:
         """Workers that have work."""
-        return sum(one.begun is not None and one.prepared is None for one in self._courses)
+        return self._pool.busy
 
     @property
     def trouble(self) -> Trouble | None:
         """Why the engine is not ready; None when it is."""
-        if self._closing:
-            return "closing"
-        if not self._warming.done():
-            return "loading"
-        if self._warming.cancelled() or self._warming.exception() is not None:
-            return "warm_up_failed"
-        if any(self._is_stuck(one) for one in self._models.values()):
-            return "network_wedged"
-        if any(one.batcher.failed for one in self._models.values()):
-            return "inference_failed"
-        return None
+        return next(self._troubles(), None)
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent now would be worked on: warm, not closing, nothing stuck."""
+        """Whether requests should be sent here: warm, not closing, nothing stuck or failing."""
         return self.trouble is None
 
     def retry_after_s(self, kind: Kind = "pair") -> int:
@@ -310,7 +216,7 @@ class Engine:
 
     def session(self, name: str | None = None) -> Session:
         """Return a loaded model; the default when no name is given. Raises: ModelNotFound."""
-        return self._model(name).session
+        return self._shelf.get(name).session
 
     async def predict(self, upload: Upload, options: Options = _DEFAULTS) -> Answer:
         """Answer one pair.
@@ -318,8 +224,7 @@ class Engine:
         Raises: InputError (of the pictures), ModelNotFound, NotReady, Closed, QueueFull,
         DeadlineExceeded. A cancelled call starts no further work.
         """
-        model = self._model(options.model)
-        with self._pairs_admitted(options.faces):
+        with self._in_use(options.model) as model, self._pairs_admitted(options.faces):
             return await self._pair_answer(model, upload, options)
 
     async def predict_clip(self, sent: ClipUpload | Burst, options: Options = _DEFAULTS) -> Answer:
@@ -329,14 +234,9 @@ class Engine:
         NotReady, Closed, QueueFull, DeadlineExceeded. A cancelled call, or one past its deadline,
         stops decoding at the next frame.
         """
-        model = self._model(options.model)
-        course = _Course()
-        with self._clip_admitted():
-            return await self._within(
-                self._settings.clip_deadline_ms,
-                course,
-                self._clip_answer(model, sent, options, course),
-            )
+        course = Course(self._settings.clip_deadline_ms / 1e3)
+        with self._in_use(options.model) as model, self._clip_admitted():
+            return await self._within(course, self._clip_answer(model, sent, options, course))
 
     async def predict_many(
         self, uploads: Sequence[Upload], options: Options = _DEFAULTS
@@ -345,8 +245,8 @@ class Engine:
 
         Raises, for the whole: ModelNotFound, NotReady, Closed, QueueFull.
         """
-        model = self._model(options.model)
-        with self._pairs_admitted(options.faces * len(uploads)):
+        faces = options.faces * len(uploads)
+        with self._in_use(options.model) as model, self._pairs_admitted(faces):
             return await asyncio.gather(
                 *(self._pair_answer(model, upload, options) for upload in uploads),
                 return_exceptions=True,
@@ -361,34 +261,46 @@ class Engine:
         Raises: ShapeError (before any work), ModelNotFound, NotReady, Closed, QueueFull,
         DeadlineExceeded.
         """
-        chosen = self._model(model)
-        _check_tensors(image, flow, chosen.session.spec.input_size)
-        with self._pairs_admitted(len(image)):
-            course = _Course()
+        _check_tensors(image, flow, self.session(model).spec.input_size)
+        with self._in_use(model) as chosen, self._pairs_admitted(len(image)):
+            course = Course(self._settings.deadline_ms / 1e3)
             course.begun = course.prepared = course.asked
             pairs = list(zip(image, flow, strict=True))
-            rows = await self._within(self._settings.deadline_ms, course, self._rows(chosen, pairs))
-        return chosen.session, np.stack(rows)
+            rows = await self._within(course, self._rows(chosen, pairs))
+            return chosen.session, np.stack(rows)
 
     async def close(self) -> None:
-        """Refuse new work, finish what was admitted, stop all threads."""
-        self._closing = True
-        await self._idle.wait()
-        await asyncio.wait([self._warming])
-        for one in self._models.values():
-            await one.batcher.close()
-        self._pool.shutdown(wait=True)
+        """Refuse new work, finish what was admitted, stop all threads.
 
-    def _model(self, name: str | None) -> _Model:
-        if name is None:
-            return next(iter(self._models.values()))
-        if name not in self._models:
-            raise ModelNotFound("there is no model of that name")
-        return self._models[name]
+        What is not done within `drain_timeout_s` is left behind: Closed for those who wait.
+        """
+        self._closing = True
+        for task in self._watching:
+            task.cancel()
+        await asyncio.wait(self._watching)
+        end = time.monotonic() + self._settings.drain_timeout_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await self._idle.wait()
+                await asyncio.wait([self._warming])
+        self._warming.cancel()
+        left_s = max(ENDING_S, end - time.monotonic())
+        ended = await asyncio.gather(
+            self._shelf.close(left_s),
+            asyncio.to_thread(self._pool.close, left_s),
+        )
+        if not all(ended):
+            _LOG.warning("threads that are stuck were left behind")
+
+    @contextmanager
+    def _in_use(self, name: str | None) -> Iterator[Model]:
+        model = self._shelf.get(name)
+        self._check_open(model)
+        with self._shelf.in_use(model):
+            yield model
 
     @contextmanager
     def _pairs_admitted(self, faces: int) -> Iterator[None]:
-        self._check_open()
         most = self._settings.queue_items
         if self._items + faces > most:
             raise QueueFull(
@@ -400,7 +312,6 @@ class Engine:
 
     @contextmanager
     def _clip_admitted(self) -> Iterator[None]:
-        self._check_open()
         if self._clips >= self._settings.most_clips:
             raise QueueFull(
                 f"{self._clips} clips are at work or waiting already", self.retry_after_s("clip")
@@ -408,14 +319,35 @@ class Engine:
         with self._counted(clips=1):
             yield
 
-    def _check_open(self) -> None:
-        trouble = self.trouble
-        if trouble == "closing":
-            raise Closed("the service is shutting down")
-        if trouble not in {None, "inference_failed"}:
-            raise NotReady("the model is not ready")
+    def _troubles(self) -> Iterator[Trouble]:
+        if self._closing:
+            yield "closing"
+        if not self._warming.done():
+            yield "loading"
+        elif not self._is_warm:
+            yield "warm_up_failed"
+        if self._pool.overdue:
+            yield "worker_wedged"
+        if any(self._is_stuck(one) for one in self._shelf.models):
+            yield "network_wedged"
+        if any(one.batcher.failed for one in self._shelf.models):
+            yield "inference_failed"
 
-    def _is_stuck(self, model: _Model) -> bool:
+    def _check_open(self, model: Model) -> None:
+        """Refuse what could not be answered. One stuck worker of several is no reason."""
+        if self._closing:
+            raise Closed("the service is shutting down")
+        if not self._is_warm or self._is_stuck(model):
+            raise NotReady("the model is not ready")
+        if self._pool.overdue == self._settings.workers:
+            raise NotReady("no worker is free of work that hangs")
+
+    @property
+    def _is_warm(self) -> bool:
+        warming = self._warming
+        return warming.done() and not warming.cancelled() and warming.exception() is None
+
+    def _is_stuck(self, model: Model) -> bool:
         batcher = model.batcher
         return not batcher.alive or batcher.busy_s * 1e3 >= self._settings.deadline_ms
 
@@ -436,34 +368,33 @@ class Engine:
             if self._items == self._clips == 0:
                 self._idle.set()
 
-    async def _within(self, deadline_ms: int, course: _Course, work: Coroutine[Any, Any, T]) -> T:
+    async def _within(self, course: Course, work: Coroutine[Any, Any, T]) -> T:
         """Await the work until the deadline; tell of it when nobody waits for it any more."""
         self._courses.add(course)
         try:
-            async with asyncio.timeout(deadline_ms / 1e3):
+            async with asyncio.timeout(course.deadline_s):
                 return await work
         except TimeoutError:
             self._observer.dropped(course.place, "deadline")
-            raise DeadlineExceeded(f"no answer within {deadline_ms} ms") from None
+            ms = course.deadline_s * 1e3
+            raise DeadlineExceeded(f"no answer within {ms:.0f} ms") from None
         except asyncio.CancelledError:
             self._observer.dropped(course.place, "cancelled")
             raise
         finally:
             self._courses.discard(course)
 
-    async def _pair_answer(self, model: _Model, upload: Upload, options: Options) -> Answer:
-        course = _Course()
+    async def _pair_answer(self, model: Model, upload: Upload, options: Options) -> Answer:
+        course = Course(self._settings.deadline_ms / 1e3)
 
         def work(check: Check) -> Prepared:
             limits = self._settings.limits
             return prepare_pair(model.preprocessor, upload, options, limits, check)
 
-        return await self._within(
-            self._settings.deadline_ms, course, self._answer(model, work, course)
-        )
+        return await self._within(course, self._answer(model, work, course))
 
     async def _clip_answer(
-        self, model: _Model, sent: ClipUpload | Burst, options: Options, course: _Course
+        self, model: Model, sent: ClipUpload | Burst, options: Options, course: Course
     ) -> Answer:
         limits = self._settings.clip_limits, self._settings.limits
 
@@ -475,9 +406,9 @@ class Engine:
 
     async def _answer(
         self,
-        model: _Model,
+        model: Model,
         work: Callable[[Check], Prepared],
-        course: _Course,
+        course: Course,
         places: asyncio.Semaphore | None = None,
     ) -> Answer:
         start = time.perf_counter()
@@ -495,8 +426,7 @@ class Engine:
             provider=model.session.provider,
             provider_fallback=model.session.fell_back,
             faces=tuple(
-                _face_answer(spec, face, [next(rows) for _ in face.items])
-                for face in prepared.faces
+                face_answer(spec, face, [next(rows) for _ in face.items]) for face in prepared.faces
             ),
             warnings=prepared.warnings,
             timings_ms=prepared.timings_ms
@@ -506,14 +436,14 @@ class Engine:
         )
 
     async def _rows(
-        self, model: _Model, tensors: Sequence[tuple[FloatArray, FloatArray]]
+        self, model: Model, tensors: Sequence[tuple[FloatArray, FloatArray]]
     ) -> list[FloatArray]:
         return await asyncio.gather(*(model.batcher.submit(*pair) for pair in tensors))
 
     async def _in_worker(
         self,
         work: Callable[[Check], Prepared],
-        course: _Course,
+        course: Course,
         places: asyncio.Semaphore | None,
     ) -> Prepared:
         """Run the stages before the network in one worker, when there is a place.
@@ -533,11 +463,11 @@ class Engine:
 
         if places is not None:
             await places.acquire()
-        working = self._pool.submit(begin)
+        working = self._pool.submit(begin, course.deadline_s * 1.1 + UNHEARD_S)
         if places is not None:
             # Not when the caller leaves: the worker is busy until it hears of that. Cancelled
             # before it started, the work is done at once.
-            working.add_done_callback(_in_loop(loop, places.release))
+            working.add_done_callback(in_loop(loop, places.release))
         try:
             return await asyncio.wrap_future(working)
         finally:
@@ -545,21 +475,17 @@ class Engine:
             if course.begun is not None:
                 self._observer.waited("worker", course.begun - course.asked)
 
-    def _warm_up(self) -> None:
-        """Run every stage once: each worker loads its own detector, the network runs."""
-        everyone = threading.Barrier(self._settings.workers)
+    async def _warm_up(self) -> None:
+        """Run every stage once: each network every batch size, each worker its detector."""
+        await self._shelf.warm_up()
+        await asyncio.gather(*map(asyncio.wrap_future, self._pool.ready()))
 
-        def load() -> None:
-            everyone.wait()  # so that every worker takes one
-            self._finder.find(np.zeros((64, 64, 3), np.uint8))
-
-        loading = [self._pool.submit(load) for _ in range(self._settings.workers)]
-        # On a CPU one run allocates what matters; on a GPU every size has its own kernels.
-        sizes = self._settings.batch_sizes if self._settings.device == "cuda" else (1,)
-        for one in self._models.values():
-            one.session.warm_up(sizes)
-        for load_one in loading:
-            load_one.result()
+    async def _mend(self) -> None:
+        """Replace threads that ended in a way that they could not tell of."""
+        while True:
+            await asyncio.sleep(MEND_S)
+            self._pool.mend()
+            self._shelf.mend()
 
 
 def _check_tensors(image: FloatArray, flow: FloatArray, side: int) -> None:
@@ -571,53 +497,6 @@ def _check_tensors(image: FloatArray, flow: FloatArray, side: int) -> None:
         raise ShapeError("image and flow hold nothing")
 
 
-def _in_loop(
-    loop: asyncio.AbstractEventLoop, call: Callable[[], None]
-) -> Callable[[Future[Prepared]], None]:
-    """Return a callback for a worker's thread, where no semaphore may be touched."""
-
-    def callback(_working: Future[Prepared]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits for a place
-            loop.call_soon_threadsafe(call)
-
-    return callback
-
-
 def _log_failure(warming: asyncio.Task[None]) -> None:
     if not warming.cancelled() and (error := warming.exception()) is not None:
         _LOG.error("warming up failed: %s", error, exc_info=error)
-
-
-def _face_answer(spec: ModelSpec, face: PreparedFace, rows: Sequence[FloatArray]) -> FaceAnswer:
-    """Judge the network's (K,) rows, one for each pair of a face."""
-    verdicts = [_verdict(spec, item, row) for item, row in zip(face.items, rows, strict=True)]
-    warnings = [_face_warnings(spec, face, item) for item in face.items]
-    return FaceAnswer(
-        face_id=face.face_id,
-        pair=face.items[0].pair,
-        verdict=verdicts[0],
-        warnings=warnings[0],
-        regions=face.regions,
-        candidates=tuple(
-            CandidateAnswer(item.interval, item.pair, verdict, about)
-            for item, verdict, about in zip(face.items, verdicts, warnings, strict=True)
-            if item.interval is not None
-        ),
-        curve=face.curve,
-        seen=face.seen,
-    )
-
-
-def _verdict(spec: ModelSpec, item: Item, row: FloatArray) -> Verdict:
-    verdict = judge(spec, row, item.pair.motion, item.pair.quality)
-    middle = item.interval is not None and item.interval.source == "middle_frame"
-    if middle and "no_movement" not in verdict.reasons:
-        # Two arbitrary frames that differ: whatever the network sees in them is no expression.
-        return replace(verdict, reasons=("no_expression_spotted", *verdict.reasons))
-    return verdict
-
-
-def _face_warnings(spec: ModelSpec, face: PreparedFace, item: Item) -> tuple[FaceWarning, ...]:
-    found = quality_warnings(item.pair.quality, item.pair.motion, spec.quality)
-    seldom = face.seen is not None and face.seen < PARTLY_SEEN
-    return (*found, "partly_seen") if seldom else found

@@ -110,6 +110,8 @@ async def _answer(
     upload: Upload | ClipUpload,
     options: Options,
 ) -> Answer:
+    # For one answer: nothing to watch, and no batch to warm up for.
+    settings = settings.model_copy(update={"reload_s": 0, "batch_sizes": (1,)})
     async with Engine.open(settings, sessions=sessions) as engine:
         await engine.warmed_up()
         if isinstance(upload, ClipUpload):

@@ -136,6 +136,8 @@ async def score(  # noqa: PLR0913, PLR0917 - one argument for each thing that ta
     A file's fault is a row like any other. Raises: OSError (of the journal), and what warming up
     the engine raises.
     """
+    # The results are of one model: its files are not watched.
+    settings = settings.model_copy(update={"reload_s": 0})
     async with Engine.open(settings, sessions=sessions) as engine:
         await engine.warmed_up()
         pending = iter(sources)

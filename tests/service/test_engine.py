@@ -164,7 +164,7 @@ def test_a_cancelled_call_is_never_run_and_its_neighbours_are_answered(
             await asyncio.to_thread(held.started.wait, 20)
             leaver = asyncio.create_task(engine.predict(upload))
             stays = asyncio.create_task(engine.predict(Upload(pictures.onset, pictures.brows)))
-            batcher = engine._model(None).batcher  # noqa: SLF001 - to know that both wait
+            batcher = engine._shelf.get(None).batcher  # noqa: SLF001 - to know that both wait
             await until(lambda: batcher.waiting == 2)
             leaver.cancel()
             await asyncio.sleep(0)

@@ -271,6 +271,7 @@ class FailingSession:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.spec, self.provider = session.spec, session.provider
+        self.fell_back = session.fell_back
         self.failed = False
 
     def warm_up(self, batch_sizes: tuple[int, ...]) -> None:

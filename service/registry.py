@@ -1,0 +1,175 @@
+"""The models of the models folder: loaded at the start, and looked at again while serving."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import MfdanError, ModelError, ModelNotFound
+from model.session import Session
+from model.spec import load_spec, spec_path
+from service.observer import Observer
+from service.settings import Settings
+from service.shelf import Shelf
+
+__all__ = ["Registry", "open_sessions"]
+
+_LOG = logging.getLogger("mfdan")
+
+_Stat = tuple[int, int, int] | None
+_Stamp = tuple[_Stat, _Stat]
+"""Inode, size and time of change of an ONNX file, and of the spec beside it."""
+
+
+def open_sessions(settings: Settings) -> dict[str, Session]:
+    """Load every model of the models folder, by the name in its spec; the default comes first.
+
+    Raises: ModelNotFound (an empty folder, or no model of the default's name), ModelError (two
+    models of one name), and whatever `Session.open` raises.
+    """
+    sessions: dict[str, Session] = {}
+    for path in settings.model_files():
+        session = _open(path, settings)
+        if session.spec.name in sessions:
+            raise ModelError(f"two models are called {session.spec.name}")
+        sessions[session.spec.name] = session
+    if not sessions:
+        raise ModelNotFound("the models folder holds no *.onnx file")
+    default = settings.model or next(iter(sessions))
+    if default not in sessions:
+        raise ModelNotFound(f"the default model {default} is not among {', '.join(sessions)}")
+    return {default: sessions.pop(default), **sessions}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    stamp: _Stamp
+    name: str | None
+    """Of the model that is served from this file, if one is."""
+
+
+class Registry:
+    """Keeps a shelf as the models folder is.
+
+    A file is judged once it is the same at two looks: what is still being copied is left alone. A
+    model that cannot be used is refused, and the one that it was to replace keeps serving. A model
+    whose file is gone is dropped, but for the default and the last one. The observer is told.
+    """
+
+    def __init__(self, settings: Settings, shelf: Shelf, observer: Observer) -> None:
+        self._settings = settings
+        self._shelf = shelf
+        self._observer = observer
+        self._seen: dict[Path, _Stamp] = {}
+        self._judged: dict[Path, _Judged] = {}
+
+    async def watch(self) -> None:
+        """Look every `reload_s`, until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.reload_s)
+            try:
+                await self.look()
+            except Exception as error:  # noqa: BLE001 - the next look may fare better
+                _LOG.error("looking at the models failed: %s", type(error).__name__)
+
+    async def look(self) -> None:
+        """Compare the folder with what was judged, and judge what has changed and settled."""
+        seen, now = self._seen, await asyncio.to_thread(_stamps, self._settings)
+        self._seen = now
+        gone = self._judged.keys() - now.keys() - seen.keys()
+        changed = {path for path, stamp in now.items() if self._is_new(path, stamp, seen)}
+        if not gone and not changed:
+            return
+        served = self._names()
+        for path in gone:
+            del self._judged[path]
+        # Those without a model too: what stood in their way may be gone.
+        pending = changed | {path for path, one in self._judged.items() if one.name is None}
+        for path in sorted(pending & now.keys()):
+            await self._judge(path, now[path], pending)
+            pending.discard(path)
+        for name in sorted(served - self._names()):
+            self._unload(name)
+
+    def _is_new(self, path: Path, stamp: _Stamp, seen: dict[Path, _Stamp]) -> bool:
+        judged = self._judged.get(path)
+        return seen.get(path) == stamp and (judged is None or judged.stamp != stamp)
+
+    def _names(self) -> set[str]:
+        return {one.name for one in self._judged.values() if one.name is not None}
+
+    async def _judge(self, path: Path, stamp: _Stamp, pending: set[Path]) -> None:
+        held = self._judged[path].name if path in self._judged else None
+        self._judged[path] = _Judged(stamp, held)
+        try:
+            name = await self._take(path, stamp, pending)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others serve on
+            self._observer.model_changed(held or path.stem, "refused", _fault(path, error))
+            return
+        if name is None:
+            del self._judged[path]
+        else:
+            self._judged[path] = _Judged(stamp, name)
+
+    async def _take(self, path: Path, stamp: _Stamp, pending: set[Path]) -> str | None:
+        """Put a file's model on the shelf, unless it is there; return its name.
+
+        None: the file was changed meanwhile, and is to be judged anew.
+        """
+        spec = await asyncio.to_thread(load_spec, path)
+        for other, one in self._judged.items():
+            if one.name == spec.name and other != path and other not in pending:
+                raise ModelError(f"{path.name} and {other.name} are both called {spec.name}")
+        present = self._shelf.sessions.get(spec.name)
+        if present is not None and present.spec == spec:
+            return spec.name
+        session = await asyncio.to_thread(_open, path, self._settings)
+        if session.spec != spec or await asyncio.to_thread(_stamp, path) != stamp:
+            return None
+        await self._shelf.put(session)
+        self._observer.model_changed(spec.name, "loaded" if present is None else "replaced")
+        return spec.name
+
+    def _unload(self, name: str) -> None:
+        names = [*self._shelf.sessions]
+        if name not in names:
+            return
+        if name == names[0]:  # the last one is the default, too
+            fault = "its file is gone; it serves on, because it is the default"
+            self._observer.model_changed(name, "refused", fault)
+            return
+        self._shelf.drop(name)
+        self._observer.model_changed(name, "unloaded")
+
+
+def _open(path: Path, settings: Settings) -> Session:
+    return Session.open(
+        path,
+        device=settings.device,
+        threads=settings.onnx,
+        strict=settings.strict_gpu,
+    )
+
+
+def _stamps(settings: Settings) -> dict[Path, _Stamp]:
+    stamps = {path: _stamp(path) for path in settings.model_files()}
+    return {path: stamp for path, stamp in stamps.items() if stamp[0] is not None}
+
+
+def _stamp(path: Path) -> _Stamp:
+    return _stat(path), _stat(spec_path(path))
+
+
+def _stat(path: Path) -> _Stat:
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+def _fault(path: Path, error: Exception) -> str:
+    if isinstance(error, MfdanError):
+        return str(error)
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"{path.name}: {reason or type(error).__name__}"
