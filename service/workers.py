@@ -180,17 +180,20 @@ class Workers:
             return True
 
     def _bury(self, worker: _Worker) -> None:
-        """Put another thread in the place of one that ends, and fail what it had in its hands."""
-        with self._lock:
-            if worker not in self._workers:
-                return
-            self._workers.remove(worker)
+        """Fail what an ended thread had in its hands, and put another in its place.
+
+        In this order: where this is broken off, `mend` finds the worker and does it again.
+        """
         died = WorkerDied("the thread that worked on it ended; send it again")
         _fail(worker.ready, died)
         if worker.job is not None:
             _fail(worker.job.answer, died)
-        self.mend()
+        with self._lock:
+            if worker not in self._workers:
+                return
+            self._workers.remove(worker)
         self._on_death()
+        self.mend()
 
 
 def in_loop(
@@ -214,6 +217,7 @@ def _run(worker: _Worker) -> None:
     # A job whose worker ended while taking it is done already, and still in the queue.
     if not job.answer.done() and job.answer.set_running_or_notify_cancel():
         _settle(job.answer, job.work)
+    del job  # a fault's traceback leads here: what was sent would live until a cycle is collected
     worker.late = math.inf
     worker.job = None
 
@@ -228,6 +232,6 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         result = work()
     except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
         future.set_exception(error)
-        del future, work  # the traceback holds this frame: pictures would live for longer
+        del future, work  # likewise
     else:
         future.set_result(result)

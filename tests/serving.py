@@ -1,6 +1,7 @@
 """What the tests of the service share: pictures, a network that can be held, types of fixtures."""
 
 import asyncio
+import ctypes
 import io
 import threading
 import time
@@ -157,6 +158,15 @@ def served(app: ASGIApp) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+def end_thread(thread: threading.Thread) -> None:
+    """Have SystemExit raised in a thread, wherever it is, when it next runs Python."""
+    if thread.ident is not None:
+        ended = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+        )
+        assert ended <= 1  # 0: it has ended already
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
