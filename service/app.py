@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
@@ -17,7 +18,9 @@ from service.engine import Engine
 from service.errors import add_error_handlers
 from service.keys import KeyRing
 from service.observer import Observer
-from service.routes import router
+from service.open_inference import OpenInferenceErrors
+from service.open_inference import router as open_inference
+from service.routes import metrics_router, router
 from service.security import GuardMiddleware, HeadersMiddleware
 from service.settings import MAX_BURST, Settings
 from service.telemetry import Telemetry, TelemetryMiddleware
@@ -72,7 +75,13 @@ def create_app(
             followed(ring, settings.reload_s, telemetry.log),
         ):
             telemetry.started(settings, engine, admission)
-            yield {"engine": engine, "telemetry": telemetry, "admission": admission}
+            yield {
+                "engine": engine,
+                "telemetry": telemetry,
+                "admission": admission,
+                # JSON is parsed one at a time: whoever parses it holds up everything else.
+                "parsing": CapacityLimiter(1),
+            }
 
     app = FastAPIOffline(
         title="mfdan",
@@ -88,11 +97,15 @@ def create_app(
     )
     app.state.telemetry = telemetry
     app.include_router(router)
+    if settings.metrics_port is None:
+        app.include_router(metrics_router)
+    app.include_router(open_inference)
     describe_keys(app)
     add_error_handlers(app, settings)
     app.add_middleware(GuardMiddleware, settings=settings, admission=admission)
     if ring is not None:
         app.add_middleware(KeyMiddleware, ring=ring, settings=settings)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry, settings=settings)
+    app.add_middleware(OpenInferenceErrors)
     app.add_middleware(HeadersMiddleware)  # the last added is the outermost
     return app

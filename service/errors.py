@@ -32,6 +32,7 @@ from service.faults import (
     WorkerDied,
 )
 from service.keys import KeyUnknown, QuotaExceeded, RateLimited
+from service.open_inference_body import TensorsInvalid
 from service.schemas import FieldFault, Problem
 from service.settings import Settings
 
@@ -71,6 +72,11 @@ class FieldsInvalid(Exception):
         self.faults = faults
 
 
+_PHRASES = {
+    413: "Content Too Large",  # this one and the next are other words in older Pythons
+    422: "Unprocessable Content",
+    _CLIENT_CLOSED_REQUEST: "Client Closed Request",
+}
 _STATUS: dict[type[Exception], int] = {
     EmptyImage: 400,
     BrokenImage: 400,
@@ -85,6 +91,7 @@ _STATUS: dict[type[Exception], int] = {
     FrameOutOfRange: 422,
     InputError: 422,
     KeyUnknown: 401,
+    TensorsInvalid: 400,
     ModelNotFound: 404,
     RateLimited: 429,
     QuotaExceeded: 429,
@@ -104,6 +111,7 @@ _HTTP_CODES = {
     405: "method_not_allowed",
     408: "upload_timeout",
     413: "body_too_large",
+    415: "compressed_body",
     431: "headers_too_large",
 }
 
@@ -184,12 +192,9 @@ def _answer(error: Exception, settings: Settings, request: Request) -> Response:
 def _problem(
     status: int, code: str, detail: str, request_id: str, faults: tuple[FieldFault, ...] = ()
 ) -> Problem:
-    title = (
-        "Client Closed Request" if status == _CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase
-    )
     return Problem(
         type=f"urn:mfdan:problem:{code}",
-        title=title,
+        title=_PHRASES.get(status) or HTTPStatus(status).phrase,
         status=status,
         code=code,
         detail=detail,

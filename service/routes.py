@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Path, Request, Response, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
@@ -14,8 +14,17 @@ from starlette.datastructures import UploadFile as Part
 
 from service.answers import Answer, Burst, ClipUpload, Options, Upload
 from service.dependencies import EngineDep, ReadyDep, RequestIdDep, TelemetryDep, unless_gone
-from service.errors import INTERNAL_ERROR, PROBLEM_JSON, FieldsInvalid, problem_of
-from service.examples import CLIP_PREDICTION, PAIR_PREDICTION, PROBLEM
+from service.errors import INTERNAL_ERROR, FieldsInvalid, problem_of
+from service.examples import (
+    BATCH_PREDICTION,
+    CLIP_PREDICTION,
+    LIVE,
+    METRICS,
+    MODEL_CARD,
+    PAIR_PREDICTION,
+    READY,
+)
+from service.responses import answered, problems
 from service.schemas import (
     BatchPrediction,
     FieldFault,
@@ -27,9 +36,11 @@ from service.schemas import (
 from service.settings import MAX_BURST, MAX_CANDIDATES, MAX_FACES, MAX_PAIRS
 from service.telemetry import Telemetry
 
-__all__ = ["router"]
+__all__ = ["metrics_router", "router"]
 
 router = APIRouter()
+metrics_router = APIRouter()
+"""Apart, because metrics may have a port of their own."""
 
 _WAYS = (("onset", "apex"), ("clip",), ("frames", "fps"))
 """Of sending something to `/predict`: each field of one, and none of the others."""
@@ -38,6 +49,34 @@ _OF_CLIPS = {"onset_frame", "apex_frame", "candidates"}
 _OF_BATCHES = {"onset", "apex", "model", "faces", "explain"}
 _FIELDS = _OF_BATCHES | _OF_CLIPS | {"clip", "frames", "fps"}
 _FILES = {"onset", "apex", "clip", "frames"}
+_ANSWERED_ALWAYS = ("unauthorized", "body_too_large", "rate_limited", "quota_exceeded")
+"""By what stands before every route but those of health."""
+_OF_PREDICTIONS = (
+    "malformed_request",
+    "model_not_found",
+    "upload_timeout",
+    "invalid_fields",
+    "queue_full",
+    "too_many_requests",
+    "internal_error",
+    "not_ready",
+    "draining",
+)
+_OF_PICTURES = (
+    "empty_image",
+    "broken_image",
+    "broken_clip",
+    "image_too_large",
+    "clip_too_large",
+    "not_an_image",
+    "not_a_clip",
+    "image_too_small",
+    "frame_size_mismatch",
+    "too_few_frames",
+    "frame_out_of_range",
+    "worker_died",
+)
+"""Of a batch these stand in place of one answer."""
 _MAX_FPS = 10_000
 _MAX_FRAME = 10**9
 _FILE: JsonSchemaValue = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -47,41 +86,16 @@ _AsFile = WithJsonSchema(_FILE)
 _AsFiles = WithJsonSchema({"type": "array", "items": _FILE, "minItems": 2, "maxItems": MAX_BURST})
 _LessBlanks = BeforeValidator(lambda parts: [part for part in parts if part != ""])
 """FastAPI drops empty texts itself, but not in lists."""
+_MODEL_NAME = 64
+"""Characters of the name of a model."""
 _NAME_SHOWN = 64
 """Characters of an unknown field's name that its fault repeats."""
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    meanings = {
-        400: "A picture or clip is empty, truncated or corrupt, or the body is malformed.",
-        404: "There is no model of that name.",
-        408: "The body did not arrive in time.",
-        413: "The body, or a picture or clip in bytes, pixels, frames or seconds, is too large.",
-        415: "A part is not a picture or a clip of a known format.",
-        422: "Fields are missing, unknown, repeated or at odds; a picture or clip is too small.",
-        429: "As much work waits as may wait; Retry-After says when to come back.",
-        500: "The service failed.",
-        503: "The model is not ready, or the service is shutting down.",
-        504: "No answer within the deadline.",
-    }
-    return {
-        status: {
-            "description": meanings[status],
-            "content": {
-                PROBLEM_JSON: {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
-                    **({"example": PROBLEM} if status == PROBLEM["status"] else {}),
-                }
-            },
-        }
-        for status in statuses
-    }
 
 
 def _options(
     model: Annotated[
         str | None,
-        Form(max_length=64, description="Name of the model; none: the default one."),
+        Form(max_length=_MODEL_NAME, description="Name of the model; none: the default one."),
     ] = None,
     faces: Annotated[
         int, Form(ge=1, le=MAX_FACES, description="Faces to answer for, the largest first.")
@@ -220,19 +234,8 @@ async def _sent(
     summary="Answer one pair of frames or one clip",
     dependencies=[Depends(_one_thing)],
     openapi_extra={"requestBody": {"required": True}},  # no field is, but one of three ways is
-    responses={
-        200: {
-            "content": {
-                "application/json": {
-                    "examples": {
-                        "pair": {"summary": "A pair", "value": PAIR_PREDICTION},
-                        "clip": {"summary": "A clip", "value": CLIP_PREDICTION},
-                    }
-                }
-            }
-        },
-        **_problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
-    },
+    responses=answered(pair=PAIR_PREDICTION, clip=CLIP_PREDICTION)
+    | problems(*_ANSWERED_ALWAYS, *_OF_PICTURES, *_OF_PREDICTIONS, "deadline_exceeded"),
 )
 async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     request: Request,
@@ -272,7 +275,7 @@ async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     tags=["predictions"],
     summary="Answer many pairs of frames",
     dependencies=[Depends(_repeated_pictures)],
-    responses=_problems(400, 404, 408, 413, 422, 429, 500, 503),
+    responses=answered(batch=BATCH_PREDICTION) | problems(*_ANSWERED_ALWAYS, *_OF_PREDICTIONS),
 )
 async def predict_batch(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     request: Request,
@@ -333,7 +336,12 @@ def _result(
     return prediction
 
 
-@router.get("/models", tags=["models"], summary="List the loaded models")
+@router.get(
+    "/models",
+    tags=["models"],
+    summary="List the loaded models",
+    responses=answered(models=[MODEL_CARD]) | problems(*_ANSWERED_ALWAYS),
+)
 async def models(engine: EngineDep) -> list[ModelCard]:
     """Every model that a request may name; the default comes first."""
     return [
@@ -343,15 +351,24 @@ async def models(engine: EngineDep) -> list[ModelCard]:
 
 
 @router.get(
-    "/models/{name}", tags=["models"], summary="Describe one model", responses=_problems(404, 422)
+    "/models/{name}",
+    tags=["models"],
+    summary="Describe one model",
+    responses=answered(model=MODEL_CARD)
+    | problems(*_ANSWERED_ALWAYS, "model_not_found", "invalid_fields"),
 )
-async def model(engine: EngineDep, name: str) -> ModelCard:
+async def model(engine: EngineDep, name: Annotated[str, Path(max_length=_MODEL_NAME)]) -> ModelCard:
     """Its spec, classes, hash, data, licence and measured scores."""
     session = engine.session(name)
     return ModelCard.of(session, default=session is engine.session())
 
 
-@router.get("/health/live", tags=["operation"], summary="Does the process answer?")
+@router.get(
+    "/health/live",
+    tags=["operation"],
+    summary="Does the process answer?",
+    responses=answered(live=LIVE) | problems("body_too_large"),
+)
 async def live() -> Health:
     """Yes, if you can read this. Restart the process when it stops answering."""
     return Health(status="live")
@@ -362,19 +379,20 @@ async def live() -> Health:
     tags=["operation"],
     summary="Would a prediction sent now be worked on?",
     dependencies=[ReadyDep],
-    responses=_problems(503),
+    responses=answered(ready=READY) | problems("body_too_large", "not_ready", "draining"),
 )
 async def ready() -> Health:
     """Yes once the model is warm, no when it is stuck or shutting down. Route no traffic then."""
     return Health(status="ready")
 
 
-@router.get(
+@metrics_router.get(
     "/metrics",
     tags=["operation"],
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses=problems(*_ANSWERED_ALWAYS)
+    | {200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}}}},
 )
 async def metrics(telemetry: TelemetryDep) -> Response:
     """Show counts and durations; nothing of any picture."""

@@ -35,6 +35,18 @@ ROUTES = [
     ("/health/live", "GET", POSITIVE),
     ("/health/ready", "GET", POSITIVE),
     ("/metrics", "GET", POSITIVE),
+    ("/v2", "GET", POSITIVE),
+    ("/v2/health/live", "GET", POSITIVE),
+    ("/v2/health/ready", "GET", POSITIVE),
+    ("/v2/repository/index", "POST", POSITIVE),
+    ("/v2/models/{name}", "GET", POSITIVE),
+    ("/v2/models/{name}/ready", "GET", POSITIVE),
+    ("/v2/models/{name}/infer", "POST", POSITIVE),
+    ("/v2/models/{name}/infer", "POST", NEGATIVE),
+    ("/v2/models/{name}/versions/{version}", "GET", POSITIVE),
+    ("/v2/models/{name}/versions/{version}/ready", "GET", POSITIVE),
+    ("/v2/models/{name}/versions/{version}/infer", "POST", POSITIVE),
+    ("/v2/models/{name}/versions/{version}/infer", "POST", NEGATIVE),
 ]
 """The GET routes take nothing that the description could forbid."""
 
