@@ -1,6 +1,5 @@
 """The command `mfdan`: serve, predict, score, models, doctor."""
 
-import contextlib
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 import typer
-import uvicorn
 from rich.console import Console
 from rich.table import Table
 
@@ -21,19 +19,16 @@ from model.errors import MfdanError, ModelError
 from model.face import FaceFinder
 from model.session import Session
 from model.spec import ModelSpec, load_spec
-from service.app import create_app
 from service.command_line import (
-    BAD_USAGE,
     ModelOption,
     failed,
-    open_models,
     read_settings,
     told_when_stopped,
 )
-from service.engine import Engine, open_sessions
-from service.keys import KeysInvalid, answers_others
+from service.engine import open_sessions
 from service.predict_command import predict
 from service.score_command import score_command
+from service.server import run_server
 from service.settings import Settings, cores
 
 __all__ = ["app"]
@@ -62,50 +57,14 @@ _PACKAGES = (
 
 
 @app.command()
+@told_when_stopped()
 def serve(
     host: Annotated[str | None, typer.Option(help="Default: MFDAN_HOST or 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Default: MFDAN_PORT or 8000.")] = None,
     model: ModelOption = None,
 ) -> None:
     """Serve the HTTP API until interrupted."""
-    settings = read_settings(host=host, port=port, model=model)
-    if settings.api_keys_file is None and answers_others(settings.host):
-        raise failed(
-            f"{settings.host} can be reached from other machines, and there are no API keys: name "
-            "their file in MFDAN_API_KEYS_FILE (mfdan keys new makes one)",
-            status=BAD_USAGE,
-        )
-    sessions = open_models(settings)
-    try:
-        served = create_app(settings, partial(Engine.open, sessions=sessions))
-    except KeysInvalid as error:
-        raise failed(f"API keys: {error}") from None
-    config = uvicorn.Config(
-        served,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.drain_timeout_s,
-    )
-    listener = config.bind_socket()  # first, because port 0 has no number before
-    say = Console(stderr=True)
-    for warning in _serve_warnings(settings, sessions):
-        say.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
-    names = ", ".join(sessions)
-    place = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address = f"http://{place}:{listener.getsockname()[1]}"
-    say.print(
-        f"mfdan {version('mfdan')} serves {names} on {address} (documentation: /docs)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
-    if not server.started:
-        raise typer.Exit(1)
+    run_server(read_settings(host=host, port=port, model=model))
 
 
 app.command("predict")(told_when_stopped()(predict))
@@ -139,12 +98,6 @@ def doctor() -> None:
     Console().print(table)
     if not healthy:
         raise typer.Exit(1)
-
-
-def _serve_warnings(settings: Settings, sessions: dict[str, Session]) -> Iterator[str]:
-    for name, session in sessions.items():
-        if settings.device == "cuda" and session.provider != "CUDAExecutionProvider":
-            yield f"a GPU was asked for, but {name} runs on {session.provider}"
 
 
 def _model_table(spec: ModelSpec) -> Table:

@@ -54,9 +54,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection in, if need be in the place of another."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what a server makes
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > self.max_connections:
