@@ -1,7 +1,8 @@
 # make serve [MODEL=file.onnx]   install what serving needs and serve on 127.0.0.1:8000
 # make example  draw a pair to try it with: example/onset.png, example/apex.png
 # make weights FACES=dir [BLENDSHAPES=file]   remake the bundled model: about two hours on two cores
-# make test     install the rest; lint, types, import contracts, all tests
+# make test     install the rest; lint, types, import contracts, pins, licences, all tests
+# make check    all that runs nothing: as above without the tests, and known vulnerabilities as well
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ TRAIN := $(BIN)/mfdan-train
 RUNS ?= runs
 PINS := pyproject.toml constraints.txt
 
-.PHONY: serve example weights test format openapi wheel clean
+.PHONY: serve example weights test check lint audit format openapi wheel clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/mfdan serve $(if $(MODEL),--model '$(MODEL)')
@@ -32,12 +33,22 @@ weights: $(VENV)/.test
 	$(TRAIN) calibrate --model $(MODEL) $(RUNS)/pairs-gates
 	$(TRAIN) evaluate --model $(MODEL) $(RUNS)/pairs-gates-test --write-spec
 
-test: $(VENV)/.test
+test: lint
+	$(BIN)/pytest
+
+check: lint audit
+
+lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/python -m pip check
+	$(BIN)/python .ci/dependencies.py
+
+# Asks the index about every pin. Fails where nobody can be asked, unless AUDIT_OFFLINE=1.
+audit: $(VENV)/.test
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix

@@ -1,4 +1,4 @@
-"""Ask a running service for one answer, on a face drawn for the purpose, and check it."""  # noqa: INP001 - a script
+"""Ask a running service for one answer, on a face drawn for the purpose, and check it."""
 
 import io
 import sys
