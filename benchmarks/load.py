@@ -1,0 +1,245 @@
+"""How much does the service answer, how fast, and what does it lose against a bare loop?
+
+    python benchmarks/load.py [--onset FILE --apex FILE] [--rounds 7] [--seconds 10] [--rates ...]
+
+The service runs as `mfdan serve` in a process of its own, with the settings of this environment
+(MFDAN_…). The bare loop is another process: as many threads as the service has workers, each doing
+decode → flow → tensors → network for one pair after the other, with the same thread counts in
+OpenCV and ONNX Runtime. It has no HTTP, no queue and no batches, and is the limit.
+
+Both are measured in turn, pair by pair or stretch by stretch, and compared within each turn, so
+that what else the machine does meets both. The generator runs on the same cores as
+the service, which the bare loop has for itself: its processor time is told, and the share "of the
+cores left" takes it off. Processor time for each pair is what other load disturbs least.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+from report import heading
+from traffic import (
+    Caller,
+    Served,
+    Stretch,
+    drawn_pair,
+    full_load,
+    open_loop,
+    prediction_request,
+    serving,
+)
+
+from model.pipeline import Preprocessor
+from service.answers import Options, Upload
+from service.engine import open_sessions
+from service.preparation import prepare_pair
+from service.settings import Settings, cores
+
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
+"""Of the measured capacity: the rates of the table."""
+WARM_UP_PAIRS = 10
+
+
+class Bare:
+    """The same work without a service, in the process that makes one of these."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._settings = settings = Settings()
+        cv2.setNumThreads(settings.opencv)
+        self._session = next(iter(open_sessions(settings).values()))
+        self._preprocessor = Preprocessor(self._session.spec)
+        self._upload = upload
+
+    def pair(self) -> None:
+        """Answer one pair. Raises: RuntimeError when it shows no face."""
+        prepared = prepare_pair(
+            self._preprocessor, self._upload, Options(), self._settings.limits, lambda: None
+        )
+        items = [item for face in prepared.faces for item in face.items]
+        if not items:
+            raise RuntimeError("there is no face in the pair")
+        for item in items:
+            self._session.run(item.image[None], item.flow[None])
+
+    def single_s(self) -> float:
+        """Return the seconds of one pair alone."""
+        start = time.perf_counter()
+        self.pair()
+        return time.perf_counter() - start
+
+    def stretch(self, seconds: float) -> Stretch:
+        """Work in every worker for so long."""
+        workers = self._settings.workers
+        start, cpu = time.perf_counter(), time.process_time()
+
+        def work() -> int:
+            done = 0
+            while time.perf_counter() < start + seconds:
+                self.pair()
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(workers) as pool:
+            done = sum(pool.map(lambda _: work(), range(workers)))
+        spent = time.process_time() - cpu
+        return Stretch(done / (time.perf_counter() - start), 1e3 * spent / done)
+
+
+def bare_process(orders: Connection, upload: Upload) -> None:
+    """Do what is ordered until told None: 0 is one pair alone, more are seconds of full load."""
+    bare = Bare(upload)
+    for _ in range(WARM_UP_PAIRS):
+        bare.pair()
+    while (seconds := orders.recv()) is not None:
+        orders.send(bare.stretch(seconds) if seconds else bare.single_s())
+
+
+@contextmanager
+def bare_loop(upload: Upload) -> Iterator[Connection]:
+    """Start the bare loop in a process of its own."""
+    fresh = multiprocessing.get_context("spawn")
+    ours, theirs = fresh.Pipe()
+    process = fresh.Process(target=bare_process, args=(theirs, upload), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        with suppress(BrokenPipeError):  # it has ended, and said why
+            ours.send(None)
+        process.join(60)
+
+
+async def singles(
+    bare: Connection, served: Served, request: bytes, pairs: int
+) -> tuple[list[float], list[float]]:
+    """Answer single pairs in turn; milliseconds in the bare loop and through the service."""
+    alone, through = [], []
+    async with Caller.connected(served.port) as caller:
+        for number in range(pairs + WARM_UP_PAIRS):
+            for which in ("bare", "service") if number % 2 else ("service", "bare"):
+                if which == "bare":
+                    bare.send(0)
+                    alone.append(1e3 * bare.recv())
+                    continue
+                start = time.perf_counter()
+                if await caller.ask(request) != 200:  # noqa: PLR2004 - HTTP's own number
+                    raise SystemExit("the service refused a single pair")
+                through.append(1e3 * (time.perf_counter() - start))
+    return alone[WARM_UP_PAIRS:], through[WARM_UP_PAIRS:]
+
+
+def print_singles(bare: Connection, served: Served, request: bytes, pairs: int) -> None:
+    """Print what the service adds to a pair that comes alone."""
+    alone, through = asyncio.run(singles(bare, served, request, pairs))
+    added = np.subtract(through, alone)
+    low, high = np.percentile(added, (25, 75))
+    quiet = [float(np.percentile(times, 10)) for times in (alone, through)]
+    print(f"One pair at a time, {pairs} in turn: median, and quickest tenth")
+    print(f"  bare loop {median(alone):7.1f} ms {quiet[0]:7.1f} ms")
+    print(f"  service   {median(through):7.1f} ms {quiet[1]:7.1f} ms")
+    print(f"  added     {np.median(added):7.1f} ms {quiet[1] - quiet[0]:7.1f} ms", end="")
+    print(f"   (half of the turns: {low:.1f} to {high:.1f})\n")
+
+
+def print_capacity(
+    bare: Connection, served: Served, request: bytes, rounds: int, seconds: float
+) -> float:
+    """Print throughput of both, in turn; return the service's."""
+    bares, services = [], []
+    for number in range(rounds):
+        for which in ("bare", "service") if number % 2 else ("service", "bare"):
+            if which == "bare":
+                bare.send(seconds)
+                bares.append(bare.recv())
+            else:
+                services.append(asyncio.run(full_load(served, request, seconds)))
+    shares = [ours.rate / limit.rate for ours, limit in zip(services, bares, strict=True)]
+    left = [
+        share / (1 - ours.generator_share) for share, ours in zip(shares, services, strict=True)
+    ]
+    print(f"Full load, {rounds} turns of {seconds:g} s (medians)")
+    print(f"{'':12}{'pairs/s':>9}{'CPU ms/pair':>13}")
+    for name, stretches in (("bare loop", bares), ("service", services)):
+        rate, cpu = (median(getattr(one, what) for one in stretches) for what in ("rate", "cpu_ms"))
+        print(f"  {name:10}{rate:9.2f}{cpu:13.1f}")
+    generator = median(one.generator_share for one in services)
+    print(f"  share of the bare loop's throughput {_span(shares)}")
+    print(f"  of the cores left by the generator  {_span(left)}; it took {generator:.1%} of them")
+    cpu = [limit.cpu_ms / ours.cpu_ms for ours, limit in zip(services, bares, strict=True)]
+    print(f"  by processor time for each pair     {_span(cpu)}\n")
+    return median(one.rate for one in services)
+
+
+def _span(shares: list[float]) -> str:
+    return f"{median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+
+
+def print_rates(served: Served, request: bytes, rates: list[float], seconds: float) -> None:
+    """Print the table of rates."""
+    print(f"At a constant rate, {seconds:g} s each; latency from the intended send, ms")
+    print(f"{'sent/s':>9}{'200/s':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'200':>8}{'429':>8}{'late':>8}")
+    for rate in rates:
+        own = time.process_time()
+        outcome = asyncio.run(open_loop(served.port, request, rate, seconds))
+        own = time.process_time() - own
+        whole = outcome.statuses.total()
+        shares = [outcome.statuses[status] / whole for status in (200, 429)]
+        print(
+            f"{rate:9.2f}{outcome.answered_rate:9.2f}"
+            + "".join(f"{outcome.percentile_ms(percent):9.0f}" for percent in (50, 95, 99))
+            + "".join(f"{share:8.1%}" for share in shares)
+            + f"{1e3 * outcome.lag_s:8.1f}"
+        )
+        if whole > outcome.statuses[200] + outcome.statuses[429]:
+            print(f"          other statuses: {dict(outcome.statuses)}")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--onset", type=Path, help="picture; none: a drawn pair")
+    parser.add_argument("--apex", type=Path)
+    parser.add_argument("--singles", type=int, default=100, help="pairs sent one at a time")
+    parser.add_argument("--rounds", type=int, default=7, help="turns at full load")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
+    parser.add_argument("--rates", type=float, nargs="*", help="default: shares of the capacity")
+    parser.add_argument("--rate-seconds", type=float, default=20.0, help="at each rate")
+    arguments = parser.parse_args()
+    if (arguments.onset is None) != (arguments.apex is None):
+        parser.error("--onset and --apex go together")
+    pair = (
+        drawn_pair()
+        if arguments.onset is None
+        else (arguments.onset.read_bytes(), arguments.apex.read_bytes())
+    )
+    request = prediction_request(*pair)
+    settings = Settings()
+    print(heading("How much does the service answer, and what does it lose against a bare loop?"))
+    print(
+        f"{cores()} cores; {settings.workers} workers, {settings.opencv} thread(s) in OpenCV, "
+        f"{settings.onnx} in ONNX Runtime; batches of {settings.batch_sizes}; "
+        f"{len(request) / 1e3:.0f} kB for each request; load before: {os.getloadavg()[0]:.1f}\n"
+    )
+    with serving() as served, bare_loop(Upload(*pair)) as bare:
+        print_singles(bare, served, request, arguments.singles)
+        capacity = print_capacity(bare, served, request, arguments.rounds, arguments.seconds)
+        rates = arguments.rates
+        if rates is None:
+            rates = [share * capacity for share in SHARES]
+        print_rates(served, request, rates, arguments.rate_seconds)
+    print(f"\nload after: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
