@@ -172,4 +172,4 @@ def _fault(path: Path, error: Exception) -> str:
     if isinstance(error, MfdanError):
         return str(error)
     reason = error.strerror if isinstance(error, OSError) else None
-    return f"{path.name}: {reason or type(error).__name__}"
+    return f"{path.name} cannot be used: {reason or type(error).__name__}"
