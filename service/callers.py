@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import refuse
 from service.keys import KeyRing, KeysInvalid, KeyUnknown, QuotaExceeded, RateLimited
+from service.security import prediction_route
 from service.settings import Settings
 
 __all__ = ["KeyMiddleware", "describe_keys", "followed"]
@@ -49,9 +50,11 @@ class KeyMiddleware:
         if scope["type"] != "http" or _is_free(scope["path"]):
             await self._app(scope, receive, send)
             return
+        state = scope["state"]
+        state["route"] = prediction_route(scope) or "unmatched"
         try:
             key = self._ring.whose(_token(Headers(scope=scope)))
-            scope["state"]["caller"] = key.name
+            state["caller"] = key.name
             self._ring.count(key)
         except (KeyUnknown, RateLimited, QuotaExceeded) as error:
             await refuse(error, self._settings, scope, receive, send)
@@ -94,7 +97,7 @@ def describe_keys(app: FastAPI) -> None:
                 operation["security"] = []
         return schema
 
-    app.openapi = openapi  # type: ignore[method-assign] - as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI documents it
 
 
 async def _follow(ring: KeyRing, every_s: float, log: Any) -> None:  # noqa: ANN401 - as above

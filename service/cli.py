@@ -1,4 +1,4 @@
-"""The command `mfdan`: serve, predict, score, models, doctor."""
+"""The command `mfdan`: serve, predict, score, keys, models, doctor."""
 
 import os
 import platform
@@ -26,6 +26,7 @@ from service.command_line import (
     told_when_stopped,
 )
 from service.engine import open_sessions
+from service.keys_command import keys_app
 from service.predict_command import predict
 from service.score_command import score_command
 from service.server import run_server
@@ -69,6 +70,7 @@ def serve(
 
 app.command("predict")(told_when_stopped()(predict))
 app.command("score")(told_when_stopped()(score_command))
+app.add_typer(keys_app, name="keys")
 
 
 @app.command()

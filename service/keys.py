@@ -32,6 +32,7 @@ __all__ = [
     "digest_of",
     "new_token",
     "read_keys",
+    "stanza_of",
 ]
 
 MAX_KEYS = 256
@@ -208,30 +209,25 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     key, or one key twice.
     """
     try:
-        stanzas = _File.model_validate(tomllib.loads(_read(path).decode())).keys
+        return _parsed(_read(path).decode())
     except OSError as error:
         raise KeysInvalid(f"{path} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        raise KeysInvalid(f"{path}: {_fault(error)}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise KeysInvalid(f"{path} is not TOML: {error}") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise KeysInvalid(f"{path} is not TOML") from None
-    keys = tuple(
-        Key(
-            name=name,
-            digest=bytes.fromhex(stanza.sha256),
-            rate_per_minute=stanza.rate_per_minute,
-            quota_per_day=stanza.quota_per_day,
-        )
-        for name, stanza in stanzas.items()
-    )
-    names: dict[bytes, str] = {}
-    for key in keys:
-        other = names.setdefault(key.digest, key.name)
-        if other != key.name:
-            raise KeysInvalid(f"{path}: {other} and {key.name} are the same key")
-    return keys
+    except KeysInvalid as error:
+        raise KeysInvalid(f"{path} {error}") from None
+    except UnicodeDecodeError:
+        raise KeysInvalid(f"{path} is not UTF-8 text") from None
+
+
+def stanza_of(name: str, token: str, **limits: int | None) -> str:
+    """Return what a file of keys has for a key; `limits` are its other fields, None: no limit.
+
+    Raises: KeysInvalid: no such name or limit.
+    """
+    lines = [f"[keys.{name}]", f'sha256 = "{digest_of(token).hex()}"']
+    lines += [f"{limit} = {value}" for limit, value in limits.items() if value is not None]
+    stanza = "\n".join(lines)
+    _parsed(stanza)
+    return stanza
 
 
 def new_token() -> str:
@@ -252,6 +248,32 @@ def answers_others(host: str) -> bool:
         return True
 
 
+def _parsed(text: str) -> tuple[Key, ...]:
+    try:
+        stanzas = _File.model_validate(tomllib.loads(text)).keys
+    except ValidationError as error:
+        raise KeysInvalid(_fault(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise KeysInvalid(f"is not TOML: {error}") from None
+    except RecursionError:
+        raise KeysInvalid("is not TOML: nested too deeply") from None
+    keys = tuple(
+        Key(
+            name=name,
+            digest=bytes.fromhex(stanza.sha256),
+            rate_per_minute=stanza.rate_per_minute,
+            quota_per_day=stanza.quota_per_day,
+        )
+        for name, stanza in stanzas.items()
+    )
+    names: dict[bytes, str] = {}
+    for key in keys:
+        other = names.setdefault(key.digest, key.name)
+        if other != key.name:
+            raise KeysInvalid(f"holds one key twice, as {other} and as {key.name}")
+    return keys
+
+
 def _read(path: Path) -> bytes:
     def at_once(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
@@ -259,18 +281,18 @@ def _read(path: Path) -> bytes:
     with open(path, "rb", opener=at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise KeysInvalid(f"{path} is not a file")
+            raise KeysInvalid("is not a file")
         if found.st_mode & stat.S_IWOTH:
-            raise KeysInvalid(f"everybody may write to {path}: chmod o-w")
+            raise KeysInvalid("may be written to by everybody: chmod o-w")
         content = file.read(_MAX_FILE_BYTES + 1)
     if len(content) > _MAX_FILE_BYTES:
-        raise KeysInvalid(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+        raise KeysInvalid(f"is larger than {_MAX_FILE_BYTES} bytes")
     return content
 
 
 def _fault(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return f"at {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _at_most(uses: int, period: str) -> str:

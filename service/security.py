@@ -19,7 +19,7 @@ from service.errors import refuse
 from service.faults import TooManyRequests
 from service.settings import Settings
 
-__all__ = ["GuardMiddleware", "HeadersMiddleware"]
+__all__ = ["GuardMiddleware", "HeadersMiddleware", "prediction_route"]
 
 _SMALL_BODY_BYTES = 2**16
 _HEADERS = {
@@ -112,6 +112,15 @@ class GuardMiddleware:
         return TooManyRequests(
             "as many predictions are under way as may be", engine.retry_after_s()
         )
+
+
+def prediction_route(scope: Scope) -> str | None:
+    """Return the template of the route where a request asks for a prediction.
+
+    For metrics and log of what is refused before any route is looked for.
+    """
+    prediction = _prediction_of(scope)
+    return prediction and prediction.route
 
 
 def _announced_fault(scope: Scope, upload: Upload, cap: int) -> Exception | None:

@@ -17,7 +17,14 @@ from service.app import create_app
 from service.callers import KeyMiddleware
 from service.keys import KeyRing, new_token
 
-FREE = ["/docs", "/health/live", "/health/ready", "/openapi.json"]
+FREE = [
+    "/docs",
+    "/health/live",
+    "/health/ready",
+    "/openapi.json",
+    "/v2/health/live",
+    "/v2/health/ready",
+]
 FREE_FILE = "/static-offline-docs/swagger-ui.css"
 
 
@@ -36,9 +43,12 @@ def keyed(serve: Serve, keys_file: Path) -> Iterator[TestClient]:
 
 def assert_refused(response: Response) -> None:
     assert response.status_code == 401
-    assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["www-authenticate"].startswith("Bearer")
-    assert response.json()["code"] == "unauthorized"
+    if response.url.path.startswith("/v2"):  # errors of the Open Inference Protocol
+        assert response.json().keys() == {"error"}
+    else:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["code"] == "unauthorized"
 
 
 @pytest.mark.parametrize("path", [*FREE, FREE_FILE])
@@ -115,6 +125,15 @@ def test_what_is_not_one_known_key_is_refused(keyed: TestClient, headers: object
 def test_a_key_in_the_address_is_none(keyed: TestClient, name: str) -> None:
     """Addresses are written to logs everywhere."""
     assert_refused(keyed.get("/models", params={name: ALICE}))
+
+
+def test_refusals_are_counted_by_route(serve: Serve, keys_file: Path) -> None:
+    with serve(api_keys_file=keys_file) as client:
+        for path in ("/predict", "/v2/models/a/infer", "/made/up"):
+            assert_refused(client.post(path))
+        metrics = client.get("/metrics", headers={"X-API-Key": ALICE}).text
+    for route in ("/predict", "/v2/models/{name}/infer", "unmatched"):
+        assert f'{{method="POST",route="{route}",status="401"}} 1.0' in metrics
 
 
 def test_an_upload_without_a_key_is_refused_before_a_byte_of_it_is_read(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from key_files import ALICE, BOB, stanza
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from service.cli import app as command
 from service.keys import (
@@ -164,7 +164,7 @@ HASH = digest_of(ALICE).hex()
         (f'[keys."a b"]\nsha256 = "{HASH}"', "keys.a b"),
         (f'[alice]\nsha256 = "{HASH}"', "keys: Field required"),
         (f"{stanza('alice', ALICE)}{stanza('alice', BOB)}", "is not TOML"),
-        (f"{stanza('alice', ALICE)}{stanza('bob', ALICE)}", "alice and bob are the same key"),
+        (f"{stanza('alice', ALICE)}{stanza('bob', ALICE)}", "one key twice, as alice and as bob"),
         ("".join(stanza(f"n{n}", new_token()) for n in range(MAX_KEYS + 1)), "at most 256 items"),
         ("#" * 2**21, "is larger than"),
     ],
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeysInvalid, match="is not a file"):
         read_keys(tmp_path / "pipe")
     (tmp_path / "latin").write_bytes(b"# \xe9")
-    with pytest.raises(KeysInvalid, match="is not TOML"):
+    with pytest.raises(KeysInvalid, match="is not UTF-8 text"):
         read_keys(tmp_path / "latin")
 
 
@@ -257,4 +257,67 @@ def test_without_keys_other_machines_are_not_served(models_dir: Path) -> None:
     )
     assert result.exit_code == 2
     assert "0.0.0.0 can be reached from other machines" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def run(*arguments: str, **env: str) -> Result:
+    return CliRunner().invoke(command, ["keys", *arguments], env=env)
+
+
+def test_a_new_key_is_shown_apart_from_what_the_file_needs(tmp_path: Path) -> None:
+    """So that `>> keys.toml` does not write the key itself to the disk."""
+    path = tmp_path / "keys.toml"
+    alice = run("new", "alice", "--rate-per-minute", "60", "--quota-per-day", "5000")
+    bob = run("new", "bob")
+    path.write_text(alice.stdout + bob.stdout)
+    ring = KeyRing(path)
+    for name, result in (("alice", alice), ("bob", bob)):
+        token = result.stderr.split()[-1]
+        assert ring.whose(token).name == name
+        assert token not in result.stdout
+    assert [key.rate_per_minute for key in read_keys(path)] == [60, None]
+    assert [key.quota_per_day for key in read_keys(path)] == [5000, None]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a b"],
+        ["a.b"],
+        ["ä"],
+        [""],
+        ["a]\n[keys.b"],
+        ["x" * 65],
+        ["alice", "--rate-per-minute", "0"],
+        ["alice", "--quota-per-day", "-1"],
+    ],
+)
+def test_a_key_that_the_file_could_not_hold_is_not_made(arguments: list[str]) -> None:
+    result = run("new", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_is_checked_as_the_service_would(file_of: MakeFile) -> None:
+    path = file_of(stanza("alice", ALICE, rate_per_minute=7), stanza("bob", BOB))
+    by_name = run("check", str(path))
+    assert by_name.exit_code == 0
+    for words in ("alice", "bob", " 7 ", "any number"):
+        assert words in by_name.stdout
+    assert HASH not in by_name.stdout
+    assert run("check", MFDAN_API_KEYS_FILE=str(path)).stdout == by_name.stdout
+    broken = run("check", str(file_of("[keys.alice")))
+    assert broken.exit_code == 1
+    assert "is not TOML" in broken.stderr
+    assert run("check").exit_code == 2
+
+
+def test_a_service_with_a_bad_file_of_keys_does_not_start(
+    file_of: MakeFile, models_dir: Path
+) -> None:
+    env = {"MFDAN_MODELS_DIR": str(models_dir), "MFDAN_API_KEYS_FILE": str(file_of("[keys]"))}
+    result = CliRunner().invoke(command, ["serve"], env=env)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("mfdan: API keys: ")
     assert result.stderr.count("\n") == 1
