@@ -52,6 +52,7 @@ class RequestMetrics:
         self.in_flight = Gauge(
             "mfdan_requests_in_flight", "Requests that wait for their answer.", registry=registry
         )
+        self.connections = Gauge("mfdan_connections", "Connections open.", registry=registry)
         self.rejections = Counter(
             "mfdan_rejections", "Requests and pairs refused, by code.", ("code",), registry=registry
         )

@@ -108,6 +108,7 @@ def run_server(settings: Settings) -> None:
         raise failed(str(error)) from None
     telemetry = app.state.telemetry
     server = Server(app, settings)
+    telemetry.requests.connections.set_function(lambda: len(server.server_state.connections))
     with (
         _listener(settings) as listener,  # first, because port 0 has no number before
         _metrics_on_their_own(settings, telemetry.registry) as metrics,

@@ -49,6 +49,7 @@ class Telemetry(Observer):
         ProcessCollector(namespace="mfdan", registry=registry)
         tell_build(registry)
         self._state = State(registry)
+        self._engine: Engine | None = None
         self.requests = RequestMetrics(registry)
         self._work = WorkMetrics(registry)
         self._answers = AnswerMetrics(registry)
@@ -61,11 +62,11 @@ class Telemetry(Observer):
 
         Called in the event loop that the engine lives in.
         """
+        self._engine = engine
         self._state.watch(settings, engine, admission)
         self.log.info("started", **_start_facts(settings, engine))
-        for name, session in engine.sessions.items():
-            if session.fell_back:
-                self.log.warning("a GPU was asked for and not got", model=name)
+        for name in engine.sessions:
+            self._warn_of_fallback(name)
         if settings.device == "cuda" and not watch_gpu_memory(self.registry):
             self.log.warning("the GPU's memory cannot be measured")
 
@@ -100,6 +101,13 @@ class Telemetry(Observer):
         self._work.model_changes.labels(change).inc()
         write = self.log.error if fault else self.log.info
         write("model", name=name, change=change, **({"fault": fault} if fault else {}))
+        if change in {"loaded", "replaced"}:
+            self._warn_of_fallback(name)
+
+    def _warn_of_fallback(self, name: str) -> None:
+        session = self._engine.sessions.get(name) if self._engine else None
+        if session is not None and session.fell_back:
+            self.log.warning("a GPU was asked for and not got", model=name)
 
     def answered(self, prediction: Prediction, moments: Moments) -> None:
         """Count and trace what was answered for one pair or clip."""

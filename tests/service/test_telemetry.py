@@ -3,9 +3,11 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import onnxruntime as ort
 import pytest
 from drawn_clips import encode_clip
 from drawn_expression_clips import drawn_clip
@@ -13,7 +15,8 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from serving import HeldSession, Pictures, Serve
+from serving import HeldSession, Pictures, Serve, wait_for
+from tiny_model import tiny_spec, write_tiny_model
 
 from service.gpu_memory import watch_gpu_memory
 from service.keys import digest_of, new_token
@@ -241,6 +244,37 @@ def test_the_reason_why_a_service_is_not_ready_is_shown(serve: Serve) -> None:
     assert (before["mfdan_ready", ()], before["mfdan_not_ready", draining]) == (1, 0)
     assert (after["mfdan_ready", ()], after["mfdan_not_ready", draining]) == (0, 1)
     assert sum(value for (name, _), value in after.items() if name == "mfdan_not_ready") == 1
+
+
+def test_models_that_come_and_go_are_shown_as_they_are(serve: Serve, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    with serve(models_dir=tmp_path, reload_s=0.05) as client:
+        assert models_shown(client) == {"tiny"}
+        other = write_tiny_model(tmp_path, replace(tiny_spec(), name="other"))
+        wait_for(lambda: models_shown(client) == {"tiny", "other"})
+        other.unlink()
+        wait_for(lambda: models_shown(client) == {"tiny"})
+        found = samples(client)
+    assert found["mfdan_model_changes_total", (("change", "loaded"),)] == 1
+    assert found["mfdan_model_changes_total", (("change", "unloaded"),)] == 1
+
+
+def models_shown(client: TestClient) -> set[str]:
+    return {dict(labels)["name"] for name, labels in samples(client) if name == "mfdan_model_info"}
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")  # ONNX Runtime says so too
+def test_a_gpu_that_was_asked_for_and_not_got_is_shown_and_told(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this machine has what is asked for")
+    with serve(device="cuda") as client:
+        found = samples(client)
+    assert found["mfdan_provider_fallback", (("model", "tiny"),)] == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (line,) = (line for line in lines if line["event"] == "a GPU was asked for and not got")
+    assert (line["level"], line["model"]) == ("warning", "tiny")
 
 
 def test_a_caller_is_counted_and_logged_by_the_name_of_the_key(
