@@ -1,12 +1,13 @@
 import asyncio
+import sys
 import threading
 
 import numpy as np
 import pytest
-from serving import Listener
+from serving import Listener, end_thread, until
 
 from service.batcher import Batcher
-from service.faults import Closed
+from service.faults import Closed, WorkerDied
 
 FLOW = np.zeros((3, 2, 2), np.float32)
 
@@ -128,6 +129,126 @@ def test_a_failing_run_fails_its_own_batch_only() -> None:
         assert [str(answer) for answer in answers[1:3]] == ["thirteen", "thirteen"]
         assert [answers[0][0], answers[3][0], answers[4][0]] == [0, 2, 3]
         assert busy.alive
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_a_failing_run_is_told_with_its_size_and_the_next_good_one_clears_it() -> None:
+    async def run() -> None:
+        heard = Listener()
+        busy = Batcher(Network(), sizes=(1,), name="tiny", observer=heard)
+        assert not busy.failed
+        with pytest.raises(ValueError, match="thirteen"):
+            await busy.submit(item(13), FLOW)
+        assert busy.failed
+        assert (heard.failed, heard.ran) == ([("tiny", 1, "thirteen")], [])
+        await busy.submit(item(1), FLOW)
+        assert not busy.failed
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_after_a_failing_run_an_empty_item_finds_out_when_nobody_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.batcher.PROBE_S", 0.02)
+    broken = threading.Event()
+    broken.set()
+    seen: list[list[float]] = []
+
+    def network(image: np.ndarray, _flow: np.ndarray) -> np.ndarray:
+        seen.append(image[:, 0, 0, 0].tolist())
+        if broken.is_set():
+            raise RuntimeError("the device is lost")
+        return image[:, 0, 0]
+
+    async def run() -> None:
+        heard = Listener()
+        busy = Batcher(network, sizes=(1, 2), observer=heard)
+        with pytest.raises(RuntimeError, match="lost"):
+            await busy.submit(item(7), FLOW)
+        await until(lambda: len(heard.failed) == 3)
+        assert busy.failed
+        broken.clear()
+        await until(lambda: not busy.failed)
+        await asyncio.sleep(0.1)
+        assert seen[0] == [7.0]
+        assert {*map(tuple, seen[1:])} == {(0.0,)}
+        assert len(heard.ran) == 1  # then it is left in peace
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_a_network_thread_that_ends_fails_its_batch_and_is_replaced() -> None:
+    async def run() -> None:
+        threads: list[threading.Thread] = []
+        going = threading.Event()
+
+        def network(image: np.ndarray, _flow: np.ndarray) -> np.ndarray:
+            threads.append(threading.current_thread())
+            while image[0, 0, 0, 0] == 0 and not going.wait(0.005):
+                pass
+            return image[:, 0, 0]
+
+        heard = Listener()
+        busy = Batcher(network, sizes=(1, 2), name="tiny", observer=heard)
+        lost = asyncio.create_task(busy.submit(item(0), FLOW))
+        await until(lambda: bool(threads))
+        waiting = submit_all(busy, [1, 2])
+        await asyncio.sleep(0)
+        end_thread(threads[0])
+        with pytest.raises(WorkerDied):
+            await lost
+        assert [row[0] for row in await asyncio.gather(*waiting)] == [1, 2]
+        await until(lambda: heard.deaths == ["network"])
+        assert [size for _, size, _ in heard.failed] == [1]
+        assert not busy.failed  # it says nothing of the network
+        assert threads[0] not in threads[1:]
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_a_run_that_would_end_the_process_ends_its_thread_only() -> None:
+    async def run() -> None:
+        busy = Batcher(lambda *_: sys.exit(3), sizes=(1,))
+        with pytest.raises(WorkerDied):
+            await busy.submit(item(1), FLOW)
+        await busy.close()
+
+    asyncio.run(run())
+
+
+def test_closing_past_its_time_leaves_a_stuck_run_behind_and_nobody_waiting() -> None:
+    async def run() -> None:
+        network = Network(held=True)
+        busy, first = await held_batcher(network)
+        waiting = submit_all(busy, [1, 2])
+        await asyncio.sleep(0)
+        assert not await busy.close(0.05)
+        answers = await asyncio.gather(first, *waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Closed] * 3
+        network.may_go.set()
+
+    asyncio.run(run())
+
+
+def test_how_long_each_item_waited_for_its_run_is_told() -> None:
+    async def run() -> None:
+        heard = Listener()
+        network = Network(held=True)
+        busy = Batcher(network, sizes=(1, 2), observer=heard)
+        first = asyncio.create_task(busy.submit(item(0), FLOW))
+        await asyncio.to_thread(network.started.wait, 10)
+        rest = submit_all(busy, [1, 2])
+        await asyncio.sleep(0.05)
+        network.may_go.set()
+        await asyncio.gather(first, *rest)
+        assert [what for what, _ in heard.waits] == ["network"] * 3
+        assert all(seconds >= 0.05 for _, seconds in heard.waits[1:])
         await busy.close()
 
     asyncio.run(run())
