@@ -1,0 +1,1 @@
+"""What programs that ask an mfdan service import: `mfdan.client`."""
