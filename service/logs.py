@@ -64,6 +64,8 @@ class LogStream:
             self._stream.write(line + "\n")
             self._stream.flush()
             return
+        if self._stream.closed:  # its number may be another file's by now
+            raise ValueError
         if not self._poll.poll(0):  # a pipe with room for a page takes a line without waiting
             raise BlockingIOError
         # Not through the stream: what its buffer could not write it would try again at the end of

@@ -129,6 +129,21 @@ def test_a_closed_stream_costs_lines_and_raises_nothing(output: io.StringIO, los
     assert lost.lines == 1
 
 
+def test_nothing_is_written_to_the_file_that_got_a_closed_streams_number(
+    tmp_path: Path, lost: Lost
+) -> None:
+    stream = (tmp_path / "log").open("w")
+    number, log = stream.fileno(), open_log("info", LogStream(stream, lost))
+    stream.close()
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_WRONLY)
+    os.dup2(other, number)
+    log.info("event")
+    for descriptor in {other, number}:
+        os.close(descriptor)
+    assert (tmp_path / "other").read_bytes() == b""
+    assert lost.lines == 1
+
+
 @pytest.mark.usefixtures("_libraries")
 def test_lines_of_libraries_are_json_with_the_name_of_their_logger(output: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
