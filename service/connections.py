@@ -7,6 +7,7 @@ connections answers in plain text; and llhttp bounds no header.
 import asyncio
 import math
 import resource
+import time
 import uuid
 from typing import Any, ClassVar
 
@@ -129,7 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _wait(self) -> None:
         _cancel(self._late)
-        self.waiting_since = self.loop.time()
+        self.waiting_since = time.monotonic()  # the loop's stands still for a moment
         self._late = self.loop.call_later(self.header_timeout_s, self._headers_are_late)
 
     def _headers_are_late(self) -> None:

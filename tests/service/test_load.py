@@ -3,11 +3,13 @@
 import asyncio
 import pkgutil
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import httpx2
 import pytest
+from connecting import open_doors, posted, read_answer
 from serving import (
     HeldSession,
     MakeSettings,
@@ -209,3 +211,107 @@ def test_a_fault_nobody_foresaw_is_500_and_tells_nothing(
     log = capsys.readouterr().out
     assert "ZeroDivisionError" in log
     assert "secret" not in log
+
+
+def test_uploads_that_trickle_make_room_for_a_newcomer(
+    make_settings: MakeSettings, pictures: Pictures
+) -> None:
+    whole = posted("/predict", **pictures.pair)
+    begun, last = whole[:-500], whole[-500:]
+    with open_doors(make_settings(max_requests=2)) as doors:
+        slow = [doors.connect(whole[:-2000]), doors.connect(begun)]
+        wait_for(lambda: httpx2.post(f"{doors.url}/predict", files=pictures.pair).is_success)
+        assert b" 408 " in read_answer(slow[0])  # the slowest of them
+        slow[1].sendall(last)
+        assert b" 200 " in read_answer(slow[1])  # nobody needed its place
+        for connection in slow:
+            connection.close()
+
+
+def test_an_upload_that_comes_fast_keeps_its_place(
+    make_settings: MakeSettings, pictures: Pictures
+) -> None:
+    whole = posted("/predict", **pictures.pair)
+    with open_doors(make_settings(max_requests=1)) as doors, doors.connect(whole[:-9]) as upload:
+        wait_for(
+            lambda: httpx2.post(f"{doors.url}/predict", files=pictures.pair).status_code == 429
+        )
+        upload.sendall(whole[-9:])
+        assert b" 200 " in read_answer(upload)
+
+
+def test_a_caller_who_leaves_in_the_middle_of_an_upload_frees_its_place(
+    make_settings: MakeSettings, pictures: Pictures
+) -> None:
+    whole = posted("/predict", **pictures.pair)
+    with open_doors(make_settings(max_requests=1)) as doors:
+        doors.connect(whole[:-9]).close()
+        wait_for(lambda: httpx2.post(f"{doors.url}/predict", files=pictures.pair).is_success)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/predict", "/predict/batch", "/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer"],
+)
+def test_whatever_is_answered_with_predictions_is_refused_at_its_headers_while_draining(
+    make_settings: MakeSettings, held: HeldSession, path: str
+) -> None:
+    async def run() -> None:
+        app = create_app(make_settings(), partial(Engine.open, sessions={"tiny": held}))
+        async with app.router.lifespan_context(app) as state, async_client(app, state) as client:
+            held.may_go.set()
+            await state["engine"].warmed_up()
+            state["admission"].drain()
+            response = await client.post(path, content=never())
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert "shutting down" in response.text
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+            assert (await client.get("/v2/health/ready")).status_code == 503
+            assert (await client.get("/health/live")).status_code == 200
+
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was asked for")
+        yield b""
+
+    asyncio.run(run())
+
+
+def test_what_was_admitted_before_draining_may_go_on_uploading(
+    make_settings: MakeSettings, pictures: Pictures
+) -> None:
+    whole = posted("/predict", **pictures.pair)
+    with open_doors(make_settings()) as doors, doors.connect(whole[:-9]) as upload:
+        admission = doors.server.lifespan.state["admission"]
+        wait_for(lambda: admission.under_way == 1)
+        admission.drain()
+        wait_for(lambda: httpx2.get(f"{doors.url}/health/ready").status_code == 503)
+        upload.sendall(whole[-9:])
+        assert b" 200 " in read_answer(upload)
+        assert httpx2.post(f"{doors.url}/predict", files=pictures.pair).status_code == 503
+
+
+def test_another_method_takes_no_place_of_a_prediction(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    with serve(held, max_requests=1) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", files=pictures.pair)
+        assert held.started.wait(20)
+        assert client.get("/predict").status_code == 405
+        assert client.get("/v2/models/tiny/infer").status_code == 405
+        held.may_go.set()
+        assert first.result().status_code == 200
+
+
+def test_without_places_the_wait_is_the_measured_one(
+    serve: Serve, held: HeldSession, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(held, max_requests=1) as client, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(client.app_state["engine"], "retry_after_s", lambda: 17)
+        first = pool.submit(client.post, "/predict", files=pictures.pair)
+        assert held.started.wait(20)
+        response = client.post("/predict", files=pictures.pair)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "17")
+        held.may_go.set()
+        assert first.result().status_code == 200
