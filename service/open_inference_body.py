@@ -44,6 +44,8 @@ MAX_JSON_BYTES = 2**23
 
 Whoever parses JSON holds the interpreter, and nothing else is answered meanwhile.
 """
+_MAX_STRUCTURE = 256
+"""Lists, objects and their members in the JSON of a request."""
 _LITTLE = np.dtype("<f4")
 FloatArray = NDArray[np.float32]
 
@@ -108,7 +110,9 @@ def write(
 
 
 def _parsed(head: bytes | bytearray) -> InferRequest:
-    # Lists of nothing cost far more than their bytes, so what is counted is what separates them.
+    # Members and lists cost far more than their bytes, and a request needs few of them.
+    if sum(map(head.count, (b":", b"{", b"["))) > _MAX_STRUCTURE:
+        raise TensorsInvalid("the JSON is too deep or too rich: data is one flat list of numbers")
     if head.count(b",") > MAX_JSON_NUMBERS:
         raise TensorsInvalid(
             f"the JSON holds more than {MAX_JSON_NUMBERS} values: send the tensors as bytes"

@@ -3,7 +3,7 @@
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import JsonSchemaValue
@@ -51,7 +51,7 @@ class InputParameters(_Asked):
 
     binary_data_size: Annotated[int, Field(ge=0)] | None = None
     """Bytes of the tensor after the JSON; none: it is in `data`."""
-    shared_memory_region: Annotated[Any, Field(exclude=True)] = None
+    shared_memory_region: str | None = None
     """Refused: nothing but the request itself is ever read."""
 
 
@@ -71,9 +71,9 @@ class OutputParameters(_Asked):
 
     binary_data: bool | None = None
     """Whether as bytes after the JSON; none: as the request's `binary_data_output` says."""
-    classification: Annotated[Any, Field(exclude=True)] = None
+    classification: int | None = None
     """Refused: the classes are in the model's card."""
-    shared_memory_region: Annotated[Any, Field(exclude=True)] = None
+    shared_memory_region: str | None = None
     """Refused: nothing but the answer itself is ever written."""
 
 

@@ -266,8 +266,8 @@ def test_the_metrics_count_a_refusal_by_its_code(serve: Serve) -> None:
 
 
 def test_the_service_lives_while_json_is_parsed(url: str) -> None:
-    """A body of as much JSON as may be, of many small values, is parsed in one go."""
-    heavy = b'{"inputs":[' + b'{"name":0},' * (2**19 - 9) + b"0]}"
+    """As many values as JSON may hold are parsed in one go, and then refused."""
+    heavy = b'{"inputs":[[' + b"0.123456," * (2**19 - 9) + b"0]]}"
     with ThreadPoolExecutor(3) as pool, httpx2.Client(timeout=5) as prober:
         asked = [pool.submit(httpx2.post, url + INFER, content=heavy, timeout=30) for _ in range(3)]
         while not all(one.done() for one in asked):
