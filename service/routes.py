@@ -58,7 +58,6 @@ _OF_PREDICTIONS = (
     "invalid_fields",
     "queue_full",
     "too_many_requests",
-    "internal_error",
     "not_ready",
     "draining",
 )
@@ -74,7 +73,9 @@ _OF_PICTURES = (
     "frame_size_mismatch",
     "too_few_frames",
     "frame_out_of_range",
+    "internal_error",
     "worker_died",
+    "deadline_exceeded",
 )
 """Of a batch these stand in place of one answer."""
 _MAX_FPS = 10_000
@@ -235,7 +236,7 @@ async def _sent(
     dependencies=[Depends(_one_thing)],
     openapi_extra={"requestBody": {"required": True}},  # no field is, but one of three ways is
     responses=answered(pair=PAIR_PREDICTION, clip=CLIP_PREDICTION)
-    | problems(*_ANSWERED_ALWAYS, *_OF_PICTURES, *_OF_PREDICTIONS, "deadline_exceeded"),
+    | problems(*_ANSWERED_ALWAYS, *_OF_PICTURES, *_OF_PREDICTIONS),
 )
 async def predict(  # noqa: PLR0913, PLR0917 - FastAPI injects them by name
     request: Request,
