@@ -1,6 +1,7 @@
 """What the API description shows is what is really answered."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,12 @@ def without_defaults(written: Any, example: Any) -> Any:  # noqa: ANN401 - any J
         pairs = zip(written, example, strict=True)
         return [without_defaults(one, other) for one, other in pairs]
     return written
+
+
+def test_every_code_is_in_the_api_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    for code in PROBLEMS:
+        assert f"`{code}`" in page
 
 
 def test_the_infer_example_is_read_and_answered_as_shown() -> None:
