@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,7 +31,7 @@ FloatArray = NDArray[np.float32]
 Run = Callable[[FloatArray, FloatArray], FloatArray]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Job:
     image: FloatArray
     flow: FloatArray
@@ -110,7 +109,8 @@ class Batcher:
         try:
             return await job.row
         finally:
-            with suppress(ValueError):  # it was taken
+            # Not by `remove`: where the job was taken, that would describe it, pixels and all.
+            if job in self._jobs:
                 self._jobs.remove(job)
 
     async def call(self, work: Callable[[], T]) -> T:
@@ -194,7 +194,7 @@ class Batcher:
     async def _run_in_thread(self, jobs: list[_Job]) -> FloatArray:
         def run() -> FloatArray:
             return self._run(
-                np.stack([job.image for job in jobs]), np.stack([job.flow for job in jobs])
+                _stacked([job.image for job in jobs]), _stacked([job.flow for job in jobs])
             )
 
         start = time.perf_counter()
@@ -205,6 +205,11 @@ class Batcher:
             raise RuntimeError(f"{len(jobs)} items were run, {len(rows)} rows came back")
         self._observer.batch_ran(self._name, len(jobs), time.perf_counter() - start)
         return rows
+
+
+def _stacked(arrays: list[FloatArray]) -> FloatArray:
+    # A lone one is not copied: that would take longer than all the rest of the way here.
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _job(image: FloatArray, flow: FloatArray) -> _Job:

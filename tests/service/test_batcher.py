@@ -329,6 +329,21 @@ def test_every_batch_that_ran_is_reported_with_its_size() -> None:
     asyncio.run(run())
 
 
+def test_no_pixel_is_described_on_the_way() -> None:
+    """What takes a job out of the queue must not: it would cost more than all the rest."""
+
+    class Silent(np.ndarray):
+        def __repr__(self) -> str:
+            raise AssertionError("the pixels were written out")
+
+    async def run() -> None:
+        busy = batcher(Network())
+        assert (await busy.submit(item(3).view(Silent), FLOW))[0] == 3
+        await busy.close()
+
+    asyncio.run(run())
+
+
 def test_sizes_without_one_are_refused() -> None:
     with pytest.raises(ValueError, match="add 1"):
         Batcher(Network(), sizes=(2, 4))
