@@ -155,7 +155,7 @@ def _told_if_taken(host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
+        why = (error.strerror or str(error)).partition(" (")[0]  # says the address again
         raise failed(f"cannot listen on {host}, port {port}: {why}") from None
 
 
