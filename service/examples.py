@@ -155,6 +155,7 @@ PAIR_PREDICTION: dict[str, Any] = {
     "request_id": "9b2f0a3c5d7e4f60a1b2c3d4e5f60718",
     "model": _MODEL,
     "provider": "CPUExecutionProvider",
+    "provider_fallback": False,
     "flow": {"backend": "opencv-cpu", "algorithm": "dis"},
     "faces": [
         _JUDGED | _NO_INTERVAL | _WHERE | {"seen": None, "motion_curve": None, "candidates": []},
@@ -230,6 +231,7 @@ MODEL_CARD: dict[str, Any] = {
     **_MODEL,
     "default": True,
     "provider": "CPUExecutionProvider",
+    "provider_fallback": False,
     "spec": TypeAdapter(ModelSpec).dump_python(_SPEC, mode="json"),
 }
 LIVE = {"status": "live"}

@@ -314,6 +314,8 @@ class Prediction(_Schema):
     model: ModelName
     provider: str
     """The ONNX Runtime execution provider that ran the network."""
+    provider_fallback: bool
+    """Whether a GPU was asked for and not got."""
     flow: Flow
     faces: tuple[Face, ...]
     """The largest first."""
@@ -332,6 +334,7 @@ class Prediction(_Schema):
             request_id=request_id,
             model=ModelName(name=spec.name, version=spec.version, sha256=spec.onnx_sha256),
             provider=answer.provider,
+            provider_fallback=answer.provider_fallback,
             flow=Flow(backend="opencv-cpu", algorithm=spec.flow.algorithm),
             faces=tuple(Face.of(face) for face in answer.faces),
             clip=None if answer.clip is None else Clip.of(answer.clip),
@@ -381,6 +384,8 @@ class ModelCard(_Schema):
     default: bool
     """Whether it answers requests that name no model."""
     provider: str
+    provider_fallback: bool
+    """Whether a GPU was asked for and not got."""
     spec: ModelSpec
     """Classes, preprocessing, thresholds, data, licence, and measured scores."""
 
@@ -394,6 +399,7 @@ class ModelCard(_Schema):
             sha256=spec.onnx_sha256,
             default=default,
             provider=session.provider,
+            provider_fallback=session.fell_back,
             spec=spec,
         )
 

@@ -502,18 +502,15 @@ def test_the_folder_is_looked_at_while_serving_and_the_api_shows_what_changed(
 
 
 @pytest.mark.filterwarnings(GPU_MISSING)
-def test_a_gpu_that_was_asked_for_and_not_got_is_told_in_the_answer(
-    make_settings: MakeSettings, folder: Path, upload: Upload
+@pytest.mark.parametrize(("device", "fell_back"), [("cuda", True), ("cpu", False)])
+def test_a_gpu_that_was_asked_for_and_not_got_is_told_in_the_answer_and_of_the_model(
+    serve: Serve, folder: Path, pictures: Pictures, device: str, *, fell_back: bool
 ) -> None:
-    async def run() -> None:
-        async with opened(make_settings, folder, device="cuda") as here:
-            assert here.engine.session().fell_back
-            answer = await here.engine.predict(upload)
-            assert (answer.provider, answer.provider_fallback) == ("CPUExecutionProvider", True)
-        async with opened(make_settings, folder) as here:
-            assert not (await here.engine.predict(upload)).provider_fallback
-
-    asyncio.run(run())
+    with serve(models_dir=folder, device=device) as client:
+        answer = client.post("/predict", files=pictures.pair).json()
+        assert answer["provider"] == "CPUExecutionProvider"
+        assert answer["provider_fallback"] == fell_back
+        assert [card["provider_fallback"] for card in client.get("/models").json()] == [fell_back]
 
 
 @pytest.mark.filterwarnings(GPU_MISSING)
