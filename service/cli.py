@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model.errors import MfdanError, ModelError
+from model.errors import MfdanError
 from model.face import FaceFinder
 from model.session import Session
 from model.spec import ModelSpec, load_spec
@@ -147,9 +147,7 @@ def _load_face_models() -> str:
 
 
 def _open_model(path: Path, settings: Settings) -> str:
-    session = Session.open(path, device=settings.device, threads=settings.onnx)
-    if settings.device == "cuda" and session.provider != "CUDAExecutionProvider":
-        raise ModelError(f"a GPU was asked for, but the model runs on {session.provider}")
+    session = Session.open(path, device=settings.device, threads=settings.onnx, strict=True)
     spec = session.spec
     sha256 = spec.onnx_sha256[:12]
     return f"{spec.name} {spec.version}, SHA-256 {sha256}… as in its spec, {session.provider}"

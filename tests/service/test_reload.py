@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from serving import HeldSession, Listener, MakeSettings, Pictures, Serve, until, wait_for
@@ -22,6 +23,9 @@ from service.engine import Engine, Upload, open_sessions
 from service.registry import Registry
 
 GPU_MISSING = "ignore:Specified provider:UserWarning"
+without_gpu = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="there is a GPU"
+)
 
 
 class Opened:
@@ -501,6 +505,7 @@ def test_the_folder_is_looked_at_while_serving_and_the_api_shows_what_changed(
         wait_for(lambda: dict(cards()) == {"tiny": "2"})
 
 
+@without_gpu
 @pytest.mark.filterwarnings(GPU_MISSING)
 @pytest.mark.parametrize(("device", "fell_back"), [("cuda", True), ("cpu", False)])
 def test_a_gpu_that_was_asked_for_and_not_got_is_told_in_the_answer_and_of_the_model(
@@ -513,6 +518,7 @@ def test_a_gpu_that_was_asked_for_and_not_got_is_told_in_the_answer_and_of_the_m
         assert [card["provider_fallback"] for card in client.get("/models").json()] == [fell_back]
 
 
+@without_gpu
 @pytest.mark.filterwarnings(GPU_MISSING)
 def test_a_gpu_that_was_asked_for_strictly_and_not_got_refuses_the_model_at_the_start_and_later(
     make_settings: MakeSettings, folder: Path
