@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     queue_clips: Annotated[int, Field(ge=0, le=65536)] = 16
     """Clips that may wait, beside those at work; more is answered 429."""
     max_requests: Annotated[int, Field(ge=1, le=65536)] = 64
-    """Predictions that may be uploading or waiting at once; more is answered 429."""
+    """Predictions that may be uploading or waiting at once; more is answered 429, unless an upload
+    is so slow that it makes room."""
     retry_after_s: Annotated[int, Field(ge=1, le=3600)] = 1
     """What a 429 or 503 answer tells the caller to wait at the least, seconds; a measured rate may
     say more."""
@@ -107,9 +108,10 @@ class Settings(BaseSettings):
     """For how long the port stays open at shutdown at the least, seconds: what balances the load
     needs as long to see that the service is not ready."""
     header_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 10_000
-    """For the headers of a request to arrive, milliseconds; past it the connection is closed."""
+    """For the headers of a request to arrive, and for a caller to read on, milliseconds; past it
+    the connection is closed. So is an idle one."""
     max_connections: Annotated[int, Field(ge=1, le=65536)] = 1000
-    """Connections open at once; one more is closed."""
+    """Connections open at once; one more takes the place of the longest idle one, or is closed."""
 
     max_image_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 10 * 2**20
     """Largest picture as uploaded, bytes."""
