@@ -5,6 +5,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -162,6 +163,8 @@ def add_error_handlers(app: FastAPI, settings: Settings) -> None:
     """Have every foreseen fault answered as a problem; the rest is the telemetry's to catch."""
 
     async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error.__cause__, ClientDisconnect):  # FastAPI calls that a malformed body
+            error = ClientGone("the caller left before the body had arrived")
         response = _answer(error, settings, request)
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)

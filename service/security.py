@@ -25,6 +25,7 @@ _SMALL_BODY_BYTES = 2**16
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
     # The documentation page has one inline script; nothing is ever loaded from elsewhere.
     "Content-Security-Policy": (

@@ -173,7 +173,7 @@ class Settings(BaseSettings):
             return [self.models_dir]
         return sorted(self.models_dir.glob("*.onnx"))
 
-    @property
+    @cached_property
     def workers(self) -> int:
         """`worker_threads`, resolved."""
         return self.worker_threads or cores()
@@ -188,12 +188,12 @@ class Settings(BaseSettings):
         """Clips that may be at work or waiting."""
         return self.clips_at_once + self.queue_clips
 
-    @property
+    @cached_property
     def opencv(self) -> int:
         """`opencv_threads`, resolved."""
         return self.opencv_threads or max(1, cores() // self.workers)
 
-    @property
+    @cached_property
     def onnx(self) -> int:
         """`onnx_threads`, resolved."""
         return self.onnx_threads or cores()
