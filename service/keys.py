@@ -40,6 +40,7 @@ MAX_KEYS = 256
 
 _MAX_FILE_BYTES = 2**20
 _TOKEN = re.compile(r"mfdan_[A-Za-z0-9_-]{43}")
+_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 _MINUTE_S = 60
 _DAY_S = 24 * 60 * 60
 _LOOPBACK_NAMES = {"localhost"}
@@ -85,7 +86,7 @@ class _Stanza(BaseModel):
     quota_per_day: Annotated[int, Field(ge=1, le=10**9)] | None = None
 
 
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_Name = Annotated[str, Field(pattern=_NAME)]
 
 
 class _File(BaseModel):
@@ -223,6 +224,8 @@ def stanza_of(name: str, token: str, **limits: int | None) -> str:
 
     Raises: KeysInvalid: no such name or limit.
     """
+    if not re.fullmatch(_NAME, name):
+        raise KeysInvalid("a name is 1 to 64 letters of A to Z and a to z, digits, - and _")
     lines = [f"[keys.{name}]", f'sha256 = "{digest_of(token).hex()}"']
     lines += [f"{limit} = {value}" for limit, value in limits.items() if value is not None]
     stanza = "\n".join(lines)

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but a loopback address shows an unprotected service."""
+    """Address to listen on. Anything but a loopback address needs API keys."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port to listen on; 0 takes a free one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
