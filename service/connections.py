@@ -1,7 +1,8 @@
 """How many connections there may be, and how long and how large the head of a request may be.
 
 uvicorn has no timeout for headers, nor one for a caller who never reads his answer; its only cap on
-connections answers in plain text; and llhttp bounds no header.
+connections answers in plain text; it resets a connection whose caller is still sending when he is
+answered, so that he may never read why; and llhttp bounds no header.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import math
 import resource
 import time
 import uuid
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 import httptools
 from starlette.exceptions import HTTPException
@@ -28,6 +29,27 @@ _MOST_PIPELINED = 16
 """Requests of one connection that may wait for the answer of an earlier one."""
 _OTHER_FILES = 128
 """Open beside connections: libraries, models while they are loaded, the event loop's own."""
+
+
+class _Politely:
+    """A transport that is closed when its caller has read the answer, and not while he is sending.
+
+    Closed with bytes unread, a connection is reset, and the answer is lost on its way.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: "BoundedProtocol") -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a transport has
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._protocol.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self._protocol.linger(self._transport):
+            self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -51,6 +73,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._framing = 0
         self._body = 0
+        self._receiving: Literal["nothing", "head", "body"] = "nothing"
+        self.lingers = False
+        """Whether all is said, and the caller is still sending what nobody reads."""
         self.waiting_since = math.inf
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -58,6 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection in, if need be in the place of another."""
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _Politely(transport, self))
         self._wait()
         if len(self.connections) > self.max_connections:
             self._longest_waiting().leave("too_many_connections")
@@ -70,6 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; refuse a request of which too much is no body."""
+        if self.lingers:
+            return
         self._framing += len(data)
         super().data_received(data)
         if self._framing > _FRAMING_BYTES + self._body and not self.transport.is_closing():
@@ -79,10 +107,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin one request."""
         super().on_message_begin()
         self._body = 0
+        self._receiving = "head"
 
     def on_headers_complete(self) -> None:
         """Begin to answer: from here on the guard counts bytes and seconds."""
         self.waiting_since = math.inf
+        self._receiving = "body"
         _cancel(self._late)
         super().on_headers_complete()
         if len(self.pipeline) > _MOST_PIPELINED:
@@ -98,6 +128,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """End one request; what the same packet still holds belongs to the next."""
         super().on_message_complete()
         self._framing = 0
+        self._receiving = "nothing"
 
     def on_response_complete(self) -> None:
         """End one answer. Its caller may be sending a body still that nobody wants any more."""
@@ -128,14 +159,34 @@ class BoundedProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self.transport.abort()
 
+    def linger(self, transport: asyncio.Transport) -> bool:
+        """Say that all is said, where the caller is still sending; False where he is not."""
+        if self._receiving == "nothing" or transport.is_closing():
+            return False
+        if not self.lingers:
+            self.lingers = True
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True  # its answer could not be sent any more
+                self.cycle.message_event.set()
+            self.flow.resume_reading()
+            transport.write_eof()
+            self._wait()  # and no longer
+        return True
+
+    def shutdown(self) -> None:
+        """Close the connection once nothing is being answered on it: the server ends."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._receiving = "nothing"  # that anybody will read
+        super().shutdown()
+
     def _wait(self) -> None:
         _cancel(self._late)
         self.waiting_since = time.monotonic()  # the loop's stands still for a moment
         self._late = self.loop.call_later(self.header_timeout_s, self._headers_are_late)
 
     def _headers_are_late(self) -> None:
-        # Nothing was asked for on an idle connection, so nobody is refused.
-        self.leave("headers_timeout" if self._framing else None)
+        # Nobody is refused who asked for nothing, or was answered and is still sending.
+        self.leave("headers_timeout" if self._receiving == "head" else None)
 
     def _longest_waiting(self) -> "BoundedProtocol":
         """Return who waits longest for headers; itself where all others are being answered."""
@@ -153,8 +204,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(answer.body)])
             )
         self._tell(problem.code)
+        self._receiving = "body"  # whatever it is
         self.transport.close()
-        self._wait()  # until that is read
 
     def _tell(self, why: str) -> None:
         self.app_state["telemetry"].rejected(why)

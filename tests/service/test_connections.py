@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -84,6 +85,43 @@ def test_a_refused_body_that_trickles_on_does_not_hold_a_connection_open(hasty: 
         assert problem(read_answer(connection)) == (413, "body_too_large")
         connection.settimeout(0.05)
         wait_for(lambda: is_closed_while(connection, b"x"))
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (BEGUN + b"Content-Length: 1000000000\r\n\r\n", (413, "body_too_large")),
+        (BEGUN + b"Content-Length: x\r\n\r\n", (400, "malformed_request")),
+        (BEGUN + b"X-A: " + bytes(70_000), (400, "malformed_request")),
+        (BEGUN + b"X-A: " + 70_000 * b"b", (431, "headers_too_large")),
+    ],
+    ids=["too large", "bad length", "bad header", "large header"],
+)
+def test_a_refusal_reaches_a_caller_who_sends_all_before_he_reads(
+    patient: Doors, head: bytes, found: tuple[int, str]
+) -> None:
+    """As a proxy does; a connection that is closed while it is sent to is reset."""
+    closing = head.replace(b"Host: here", b"Host: here\r\nConnection: close")
+    with patient.connect(closing) as connection:
+        for _ in range(200):
+            connection.sendall(2**16 * b"b")
+        assert problem(read_answer(connection)) == found
+        assert read_to_end(connection) == b""
+    wait_for(lambda: patient.connections <= 1)
+
+
+def test_a_caller_who_was_answered_and_sends_on_and_on_is_closed(hasty: Doors) -> None:
+    late = hasty.rejections("headers_timeout")
+    head = BEGUN + b"Connection: close\r\nContent-Length: 1000000000\r\n\r\n"
+    with hasty.connect(head) as connection:
+        assert problem(read_answer(connection)) == (413, "body_too_large")
+        connection.settimeout(0.05)
+        with suppress(ConnectionError):
+            for _ in range(10_000):
+                connection.sendall(bytes(1000))
+                time.sleep(0.001)  # for as long as it takes, 10 s at the most
+        assert read_to_end(connection) == b""
+    assert hasty.rejections("headers_timeout") == late  # he was no late one
 
 
 def test_a_request_under_way_is_no_idle_connection(
