@@ -31,27 +31,41 @@ _IN_WORDS: dict[Trouble, str] = {
 }
 
 
-def _engine(request: Request) -> Engine:
+# None of these awaits anything; FastAPI would send each plain function to a thread and back.
+
+
+# All of them are coroutines: FastAPI would run plain functions in threads, one after the other.
+
+
+async def _engine(request: Request) -> Engine:
     engine: Engine = request.state.engine
     return engine
 
 
-def _telemetry(request: Request) -> Telemetry:
+async def _telemetry(request: Request) -> Telemetry:
     telemetry: Telemetry = request.state.telemetry
     return telemetry
 
 
-def _admission(request: Request) -> Admission:
+async def _admission(request: Request) -> Admission:
     admission: Admission = request.state.admission
     return admission
 
 
+async def _request_id(request: Request) -> str:
+    return request_id_of(request)
+
+
+async def _request_id(request: Request) -> str:
+    return request_id_of(request)
+
+
 EngineDep = Annotated[Engine, Depends(_engine)]
 TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]
-RequestIdDep = Annotated[str, Depends(request_id_of)]
+RequestIdDep = Annotated[str, Depends(_request_id)]
 
 
-def _ready(engine: EngineDep, admission: Annotated[Admission, Depends(_admission)]) -> None:
+async def _ready(engine: EngineDep, admission: Annotated[Admission, Depends(_admission)]) -> None:
     """Refuse what a prediction sent now would be refused for. Raises: Closed, NotReady."""
     trouble = engine.trouble
     if admission.draining or trouble == "closing":

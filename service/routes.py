@@ -93,7 +93,7 @@ _NAME_SHOWN = 64
 """Characters of an unknown field's name that its fault repeats."""
 
 
-def _options(
+async def _options(
     model: Annotated[
         str | None,
         Form(max_length=_MODEL_NAME, description="Name of the model; none: the default one."),
@@ -174,7 +174,7 @@ def _shown(name: str) -> str:
     return name[:_NAME_SHOWN].encode(errors="backslashreplace").decode()
 
 
-def _clip_options(
+async def _clip_options(
     options: OptionsDep,
     onset_frame: Annotated[
         int | None,

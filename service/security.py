@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,7 +93,7 @@ class GuardMiddleware:
             return
         prediction = _prediction_of(scope)
         cap = _SMALL_BODY_BYTES if prediction is None else prediction.cap(self._settings)
-        upload = Upload(receive, cap, self._settings.upload_timeout_ms / 1e3)
+        upload = Upload(receive, cap, self._settings.upload_timeout_ms / 1e3, _form_ending(scope))
         if prediction is not None:
             Request(scope).state.route = prediction.route  # for the metrics: none may be looked for
         fault = _announced_fault(scope, upload, cap)
@@ -122,6 +123,17 @@ def prediction_route(scope: Scope) -> str | None:
     """
     prediction = _prediction_of(scope)
     return prediction and prediction.route
+
+
+def _form_ending(scope: Scope) -> bytes:
+    """Return what closes a multipart form; empty for other bodies.
+
+    A form that is cut short is no fault to Starlette: it drops the last part, and two frames of a
+    clip would be answered as if no third one had been sent.
+    """
+    kind, options = parse_options_header(Headers(scope=scope).get("content-type"))
+    boundary = options.get(b"boundary")
+    return b"--%b--" % boundary if kind == b"multipart/form-data" and boundary else b""
 
 
 def _announced_fault(scope: Scope, upload: Upload, cap: int) -> Exception | None:

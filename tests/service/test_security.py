@@ -13,7 +13,7 @@ from drawn_expression_clips import drawn_clip
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
-from serving import HeldSession, MakeSettings, Pictures, Serve, async_client, encode
+from serving import HeldSession, MakeSettings, Pictures, Serve, async_client, encode, form
 from starlette.datastructures import UploadFile
 
 from service.app import create_app
@@ -108,3 +108,25 @@ def test_a_picture_of_many_frames_is_answered_by_its_first(
     still = encode(np.asarray(frames[0]))
     files = {"onset": path.read_bytes(), "apex": still}
     assert client.post("/predict", files=files).json()["warnings"] == ["identical_frames"]
+
+
+@pytest.mark.parametrize("lost", [1, 6, 9, 400])
+def test_a_form_that_is_cut_short_is_400_and_not_answered_with_a_part_fewer(
+    client: TestClient, pictures: Pictures, lost: int
+) -> None:
+    """The third frame or the boundary behind it is cut; Content-Length speaks of what is sent."""
+    whole = form(
+        *(("frames", frame) for frame in (pictures.onset, pictures.smile, pictures.onset)),
+        ("fps", "200"),
+        ("frames", pictures.smile),
+    )
+    assert client.post("/predict", **whole).status_code == 200
+    cut = whole | {"content": whole["content"].removesuffix(b"\r\n")[:-lost]}
+    response = client.post("/predict", **cut)
+    assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
+
+
+def test_a_form_may_have_a_line_behind_its_end(client: TestClient, pictures: Pictures) -> None:
+    whole = form(("onset", pictures.onset), ("apex", pictures.smile))
+    whole["content"] += b"sent by somebody\r\n"
+    assert client.post("/predict", **whole).status_code == 200
