@@ -121,15 +121,21 @@ def _port(process: subprocess.Popen[str]) -> int:
 
 
 async def _until_ready(served: Served) -> None:
-    end = time.monotonic() + _STARTS_WITHIN_S
-    asking = b"GET /health/ready HTTP/1.1\r\nHost: here\r\n\r\n"
-    while time.monotonic() < end:
-        with suppress(ConnectionError):  # bound, and not listening yet
-            async with Caller.connected(served.port) as caller:
-                if await caller.ask(asking) == _OK:
-                    return
-        await asyncio.sleep(0.1)
-    raise SystemExit(f"mfdan serve was not ready within {_STARTS_WITHIN_S} s")
+    try:
+        async with asyncio.timeout(_STARTS_WITHIN_S):
+            while not await _is_ready(served):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise SystemExit(f"mfdan serve was not ready within {_STARTS_WITHIN_S} s") from None
+
+
+async def _is_ready(served: Served) -> bool:
+    try:
+        async with Caller.connected(served.port) as caller:
+            asking = b"GET /health/ready HTTP/1.1\r\nHost: here\r\n\r\n"
+            return await caller.ask(asking) == _OK
+    except ConnectionError:  # bound, and not listening yet
+        return False
 
 
 class Caller:
