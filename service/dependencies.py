@@ -34,9 +34,6 @@ _IN_WORDS: dict[Trouble, str] = {
 # None of these awaits anything; FastAPI would send each plain function to a thread and back.
 
 
-# All of them are coroutines: FastAPI would run plain functions in threads, one after the other.
-
-
 async def _engine(request: Request) -> Engine:
     engine: Engine = request.state.engine
     return engine
@@ -50,10 +47,6 @@ async def _telemetry(request: Request) -> Telemetry:
 async def _admission(request: Request) -> Admission:
     admission: Admission = request.state.admission
     return admission
-
-
-async def _request_id(request: Request) -> str:
-    return request_id_of(request)
 
 
 async def _request_id(request: Request) -> str:
