@@ -133,8 +133,6 @@ def forms(draw: st.DrawFn) -> list[bytes]:
     return [body[begin:end] for begin, end in pairwise(ends)]
 
 
-# As in test_malformed: the last part of a form that ends in the middle of it.
-@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
 @settings(max_examples=200, derandomize=True, database=None)
 @given(pieces=forms(), boundary=st.sampled_from([b"b"] * 9 + [b"", b'"b', b"c" * 80]))
 def test_a_form_is_answered_alike_in_whatever_pieces_it_arrives(

@@ -22,9 +22,6 @@ TIMES = 25
 """That each kind of request is broken in each way; by another seed each time."""
 AT_ONCE = 12
 PLAIN = "text/plain"
-# Starlette leaves the last part of a form that ends in the middle of it to the garbage collector,
-# which frees it at once: there is no file, only memory.
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
 
 
 @dataclass(frozen=True)
