@@ -25,7 +25,7 @@ from service.security import GuardMiddleware, HeadersMiddleware
 from service.settings import MAX_BURST, Settings
 from service.telemetry import Telemetry, TelemetryMiddleware
 
-__all__ = ["create_app"]
+__all__ = ["OpenEngine", "create_app"]
 
 OpenEngine = Callable[[Settings, Observer], AbstractAsyncContextManager[Engine]]
 
@@ -91,6 +91,7 @@ def create_app(
         lifespan=lifespan,
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,  # to an address made of what the caller calls this host
         # Twice, so that a burst that is too long is told so, and not that its form is malformed.
         form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
         telemetry=telemetry.tracing.config,

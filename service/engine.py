@@ -158,6 +158,7 @@ class Engine:
         if sessions is None:
             sessions = await asyncio.to_thread(open_sessions, settings)
         engine = cls(settings, sessions, observer)
+        del sessions  # a model that is replaced later is to be freed
         try:
             yield engine
         finally:

@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import version
 from types import FrameType
 
@@ -14,7 +13,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 from rich.console import Console
 
-from service.app import create_app
+from service.app import OpenEngine, create_app
 from service.command_line import BAD_USAGE, failed, open_models
 from service.connections import allow_open_files, bounded_protocol
 from service.engine import Engine
@@ -23,7 +22,7 @@ from service.logs import library_lines
 from service.settings import Settings
 from service.tracing import TracingRefused
 
-__all__ = ["Server", "run_server"]
+__all__ = ["Server", "loaded", "run_server"]
 
 _LAST_BYTES_S = 1
 """For answers to leave after the last prediction was admitted and answered."""
@@ -90,6 +89,16 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
+def loaded(settings: Settings) -> tuple[list[str], OpenEngine]:
+    """Load the models; return their names, and what opens one engine with them.
+
+    Nothing else holds them, so that a model that is replaced later is freed.
+    Raises: typer.Exit, told in one line, where they cannot be loaded.
+    """
+    once = [open_models(settings)]
+    return [*once[0]], lambda given, observer: Engine.open(given, observer, once.pop())
+
+
 def run_server(settings: Settings) -> None:
     """Serve until a signal. Raises: typer.Exit, told in one line, where that cannot be."""
     if settings.api_keys_file is None and answers_others(settings.host):
@@ -98,9 +107,9 @@ def run_server(settings: Settings) -> None:
             "their file in MFDAN_API_KEYS_FILE (mfdan keys new makes one)",
             status=BAD_USAGE,
         )
-    sessions = open_models(settings)
+    names, open_engine = loaded(settings)
     try:
-        app = create_app(settings, partial(Engine.open, sessions=sessions))
+        app = create_app(settings, open_engine)
         allow_open_files(settings.max_connections)
     except KeysInvalid as error:
         raise failed(f"API keys: {error}") from None
@@ -115,7 +124,7 @@ def run_server(settings: Settings) -> None:
         library_lines(telemetry.log, settings.log_level),
     ):
         where = f"on {_address(settings.host, listener.getsockname()[1])} (documentation: /docs)"
-        _say(f"mfdan {version('mfdan')} serves {', '.join(sessions)} {where}", *metrics)
+        _say(f"mfdan {version('mfdan')} serves {', '.join(names)} {where}", *metrics)
         server.run(sockets=[listener])
     if server.fault is not None:
         raise failed(server.fault)

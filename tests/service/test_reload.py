@@ -2,6 +2,7 @@ import asyncio
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from model.spec import file_sha256, spec_path
 from service.answers import Options
 from service.engine import Engine, Upload, open_sessions
 from service.registry import Registry
+from service.server import loaded
 
 GPU_MISSING = "ignore:Specified provider:UserWarning"
 without_gpu = pytest.mark.skipif(
@@ -134,6 +136,24 @@ def test_a_replaced_model_is_swapped_under_load_without_one_failure(
             assert versions[-1] == "3"
             assert versions == sorted(versions)
             await until(lambda: len(network_threads()) == 1)  # the old ones' have ended
+
+    asyncio.run(run())
+
+
+def test_a_model_of_the_start_is_freed_when_it_is_replaced(
+    make_settings: MakeSettings, folder: Path
+) -> None:
+    async def run() -> None:
+        settings, heard = make_settings(models_dir=folder, reload_s=0), Listener()
+        names, open_engine = loaded(settings)
+        assert names == ["tiny"]
+        async with open_engine(settings, heard) as engine:
+            await engine.warmed_up()
+            first = weakref.ref(engine.session()._runtime)  # noqa: SLF001 - what holds the memory
+            write_tiny_model(folder, tiny_spec(version="2"))
+            here = Opened(engine, Registry(settings, engine._shelf, heard), heard, folder)  # noqa: SLF001 - instead of its clock
+            assert await here.settle() == [("tiny", "replaced", "")]
+            await until(lambda: first() is None)
 
     asyncio.run(run())
 
