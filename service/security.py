@@ -12,6 +12,7 @@ from typing import NamedTuple
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission import Admission, Upload
@@ -42,11 +43,12 @@ class _Prediction(NamedTuple):
 
     route: str
     paths: re.Pattern[str]
+    """The router's own: what it takes to the route and this does not see would go unguarded."""
     cap: Callable[[Settings], int]
 
 
 def _prediction(route: str, cap: Callable[[Settings], int]) -> _Prediction:
-    return _Prediction(route, re.compile(re.sub(r"{\w+}", "[^/]+", route)), cap)
+    return _Prediction(route, compile_path(route)[0], cap)
 
 
 _PREDICTIONS = (
@@ -145,4 +147,4 @@ def _announced_fault(scope: Scope, upload: Upload, cap: int) -> Exception | None
 def _prediction_of(scope: Scope) -> _Prediction | None:
     if scope["method"] != "POST":
         return None
-    return next((one for one in _PREDICTIONS if one.paths.fullmatch(scope["path"])), None)
+    return next((one for one in _PREDICTIONS if one.paths.match(scope["path"])), None)

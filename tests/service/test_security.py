@@ -25,6 +25,26 @@ def assert_problem(response: Response, status: int, code: str) -> None:
     assert response.json()["code"] == code
 
 
+def test_whatever_the_router_takes_to_a_prediction_is_guarded(
+    serve: Serve, held: HeldSession, pictures: Pictures
+) -> None:
+    """Its patterns end with `$`, which the end of a line may follow."""
+    infer = ("/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer")
+    paths = [path + end for path in ("/predict", "/predict/batch", *infer) for end in ("", "%0A")]
+    with serve(held, max_requests=1) as client, ThreadPoolExecutor(1) as pool:
+
+        def statuses() -> set[int]:
+            return {client.post(path).status_code for path in paths}
+
+        first = pool.submit(client.post, "/predict", files=pictures.pair)
+        assert held.started.wait(20)
+        assert statuses() == {429}
+        client.app_state["admission"].drain()
+        assert statuses() == {503}
+        held.may_go.set()
+        assert first.result().status_code == 200
+
+
 def test_a_body_announced_too_large_is_413(serve: Serve, pictures: Pictures) -> None:
     with serve(max_body_bytes=2048) as client:
         assert_problem(client.post("/predict", files=pictures.pair), 413, "body_too_large")
