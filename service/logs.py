@@ -28,6 +28,8 @@ _LONGEST = 200
 """Characters of a library's line that are told."""
 _FRAMES = 8
 """Functions of a traceback that are told, the innermost last."""
+_PAGE = 4096
+"""Bytes that a pipe with any room at all takes without waiting."""
 
 
 class LogStream:
@@ -66,13 +68,13 @@ class LogStream:
             return
         if self._stream.closed:  # its number may be another file's by now
             raise ValueError
-        if not self._poll.poll(0):  # a pipe with room for a page takes a line without waiting
-            raise BlockingIOError
         # Not through the stream: what its buffer could not write it would try again at the end of
         # the process, and fail that.
         left = memoryview(b"\n" * self._torn + line.encode() + b"\n")
         while left:
-            left = left[os.write(self._fd, left) :]
+            if not self._poll.poll(0):
+                raise BlockingIOError
+            left = left[os.write(self._fd, left[:_PAGE]) :]
             self._torn = bool(left)
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import fcntl
 import gc
 import io
 import json
@@ -121,6 +122,26 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(pipe: tuple[int, TextIO], lo
     assert len(read) + lost.lines == 2000
     assert lost.lines > 0
     assert [int(line) for line in read] == [*range(len(read))]
+
+
+def test_a_line_longer_than_the_room_in_a_pipe_is_not_waited_for_but_lost(
+    pipe: tuple[int, TextIO], lost: Lost
+) -> None:
+    reader, stream = pipe
+    fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 4 * 4096)
+    os.write(stream.fileno(), b"x" * 3 * 4096)  # leaves one page
+    log_stream = LogStream(stream, lost)
+    writing = threading.Thread(target=log_stream.msg, args=("y" * 9000,), daemon=True)
+    writing.start()
+    writing.join(20)
+    assert not writing.is_alive()
+    assert lost.lines == 1
+    os.read(reader, 2**20)
+    log_stream.msg("z" * 9000)
+    log_stream.msg("whole")
+    assert os.read(reader, 2**20).decode().splitlines() == ["", "z" * 9000, "whole"]
+    os.close(reader)
+    assert lost.lines == 1
 
 
 def test_a_closed_stream_costs_lines_and_raises_nothing(output: io.StringIO, lost: Lost) -> None:
