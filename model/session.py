@@ -33,11 +33,20 @@ class Session:
     """A verified model, ready to run. Safe to share among threads."""
 
     spec: ModelSpec
-    provider: str
-    """The execution provider that ONNX Runtime really uses first."""
+    path: Path
+    """The ONNX file that it was loaded from."""
     _runtime: ort.InferenceSession
-    fell_back: bool = False
-    """Whether a GPU was asked for and not got."""
+    _wanted: str
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that ONNX Runtime really uses first."""
+        return str(self._runtime.get_providers()[0])
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a GPU was asked for and not got."""
+        return self.provider != self._wanted
 
     @classmethod
     def open(
@@ -65,24 +74,19 @@ class Session:
         # Workers that spin between runs would take the cores from the flow of the next pair.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        try:
-            runtime = ort.InferenceSession(str(path), options, providers=_PROVIDERS[device])
-        except Exception as error:  # ONNX Runtime has no common base class of its faults
-            raise ModelError(f"ONNX Runtime cannot load {path.name}: {type(error).__name__}") from (
-                error
-            )
+        runtime = _load(path, options, device, strict=strict)
         _check(runtime, spec, path.name)
-        provider = runtime.get_providers()[0]
-        fell_back = provider != _PROVIDERS[device][0]
-        if fell_back and strict:
-            raise ModelError(f"a GPU was asked for, but {spec.name} runs on {provider}")
-        return cls(spec, provider, runtime, fell_back)
+        session = cls(spec, path, runtime, _PROVIDERS[device][0])
+        if session.fell_back and strict:
+            raise ModelError(f"a GPU was asked for, but {spec.name} runs on {session.provider}")
+        return session
 
     def run(self, image: FloatArray, flow: FloatArray) -> FloatArray:
         """Return the (N, K) class probabilities of N prepared pairs.
 
         Convention: image and flow are (N, 3, S, S) float32 as `model.tensors` makes them; K
-        follows `spec.classes`; each row sums to 1, at the spec's temperature. Raises: ShapeError.
+        follows `spec.classes`; each row sums to 1, at the spec's temperature.
+        Raises: ShapeError, and what ONNX Runtime raises where the device fails.
         """
         side = self.spec.input_size
         expected = (len(image), 3, side, side)
@@ -97,6 +101,25 @@ class Session:
         for size in batch_sizes:
             blank = np.zeros((size, 3, side, side), np.float32)
             self.run(blank, blank)
+
+
+def _load(
+    path: Path, options: ort.SessionOptions, device: Literal["cpu", "cuda"], *, strict: bool
+) -> ort.InferenceSession:
+    """Load the file on the device; on the CPU where there is none like it, unless `strict`."""
+    try:
+        return _runtime(path, options, _PROVIDERS[device])
+    except Exception as error:  # ONNX Runtime has no common base class of its faults
+        if device != "cpu" and not strict:
+            return _load(path, options, "cpu", strict=strict)
+        raise ModelError(
+            f"ONNX Runtime cannot load {path.name} for {device}: {type(error).__name__}"
+        ) from error
+
+
+def _runtime(path: Path, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    # Its own fallback prints, and goes on without the GPU for ever after one failed run.
+    return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
 
 
 def _check_flow(spec: ModelSpec, name: str) -> None:

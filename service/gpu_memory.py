@@ -21,24 +21,26 @@ def watch_gpu_memory(registry: CollectorRegistry, nvml: ModuleType | None = None
         return False
     try:
         nvml.nvmlInit()
+        count = nvml.nvmlDeviceGetCount()
     except nvml.NVMLError:
         return False
-    registry.register(GpuMemory(nvml))
+    registry.register(GpuMemory(nvml, count))
     return True
 
 
 class GpuMemory(Collector):
     """All processes' memory together: what a network still finds free is the difference."""
 
-    def __init__(self, nvml: ModuleType) -> None:
+    def __init__(self, nvml: ModuleType, count: int) -> None:
         self._nvml = nvml
+        self._count = count  # asked once: a driver that lost its GPUs cannot tell how many
 
     def collect(self) -> list[Metric]:
         """Ask the driver. A GPU that does not answer is left out, and so told."""
         used = GaugeMetricFamily("mfdan_gpu_memory_used_bytes", "Memory in use.", labels=["gpu"])
         total = GaugeMetricFamily("mfdan_gpu_memory_total_bytes", "Memory.", labels=["gpu"])
         answers = GaugeMetricFamily("mfdan_gpu_answers", "1 when it does.", labels=["gpu"])
-        for gpu in range(self._nvml.nvmlDeviceGetCount()):
+        for gpu in range(self._count):
             try:
                 handle = self._nvml.nvmlDeviceGetHandleByIndex(gpu)
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)

@@ -104,9 +104,10 @@ class Workers:
     def submit(self, work: Callable[[], T], limit_s: float = math.inf) -> Future[T]:
         """Have a worker call `work`; past `limit_s` of it the worker counts as overdue.
 
-        Raises: Closed.
+        What is cancelled before it began leaves the queue at once. Raises: Closed.
         """
         job = _Job(work, limit_s)
+        job.answer.add_done_callback(self._forget)
         with self._lock:
             if self._closing:
                 raise Closed("the service is shutting down")
@@ -137,6 +138,12 @@ class Workers:
         for job in self._jobs:  # only where every thread is stuck or has ended
             _fail(job.answer, Closed("the service is shutting down"))
         return not any(thread.is_alive() for thread in self.threads)
+
+    def _forget(self, answer: Future[Any]) -> None:
+        if not answer.cancelled():
+            return
+        with self._lock:
+            self._jobs = deque(job for job in self._jobs if job.answer is not answer)
 
     def _fill(self) -> None:
         with self._lock:

@@ -83,6 +83,7 @@ class HeldSession:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.spec, self.provider = session.spec, session.provider
+        self.path = session.path
         self.fell_back = session.fell_back
         self.runs = 0
         self.started = threading.Event()

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 from tiny_model import GAIN, tiny_spec, write_tiny_model
 
 from model.errors import ModelError, ModelNotFound, ShapeError, SpecInvalid, SpecMismatch
@@ -37,6 +39,64 @@ def test_probabilities_follow_the_logits_row_by_row(tmp_path: Path, count: int) 
 
 def test_it_says_which_provider_really_runs(tmp_path: Path) -> None:
     assert Session.open(write_tiny_model(tmp_path)).provider == "CPUExecutionProvider"
+
+
+class BreakingDevice:
+    """ONNX Runtime's own session, on a device that is lost."""
+
+    def __init__(self, runtime: object) -> None:
+        self._runtime = runtime
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runtime, name)
+
+    def run(self, *_: object) -> None:
+        raise EPFail("CUDA failure 700")
+
+
+def test_a_device_that_fails_in_a_run_raises_every_time_and_nothing_else_takes_its_place(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = Session.open(write_tiny_model(tmp_path))
+    runtime = session._runtime  # noqa: SLF001 - a device cannot be broken from outside
+    runtime._sess = BreakingDevice(runtime._sess)  # noqa: SLF001
+    for _ in range(2):
+        with pytest.raises(EPFail, match="700"):
+            session.run(*inputs(1))
+    assert capfd.readouterr() == ("", "")
+
+
+class NoGpu(onnxruntime.InferenceSession):
+    """As where the driver is there and the GPU is not: creation for CUDA raises."""
+
+    def _create_inference_session(self, providers: list[str], *rest: object) -> None:
+        if "CUDAExecutionProvider" in providers:
+            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+        super()._create_inference_session(providers, *rest)
+
+
+def test_a_gpu_that_cannot_be_had_is_the_cpu_without_a_word_and_so_told_of_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", NoGpu)
+    session = Session.open(write_tiny_model(tmp_path), device="cuda")
+    assert (session.provider, session.fell_back) == ("CPUExecutionProvider", True)
+    session.run(*inputs(1))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("content", "strict"), [(None, True), (b"no model", False)])
+def test_a_model_that_cannot_be_made_for_the_gpu_is_refused_where_the_cpu_is_no_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, *, strict: bool
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", NoGpu)
+    path = write_tiny_model(tmp_path)
+    if content is not None:
+        path.write_bytes(content)
+        resign(path)
+    device = "cuda" if strict else "cpu"
+    with pytest.raises(ModelError, match=f"cannot load tiny.onnx for {device}: "):
+        Session.open(path, device="cuda", strict=strict)
 
 
 def test_warming_up_runs_each_batch_size(tmp_path: Path) -> None:

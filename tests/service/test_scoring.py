@@ -271,6 +271,7 @@ class FailingSession:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.spec, self.provider = session.spec, session.provider
+        self.path = session.path
         self.fell_back = session.fell_back
         self.failed = False
 

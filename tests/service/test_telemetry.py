@@ -420,6 +420,17 @@ def test_the_memory_of_gpus_is_shown_and_one_that_does_not_answer_is_told() -> N
     assert ("mfdan_gpu_memory_used_bytes", second) not in found
 
 
+def test_a_driver_that_has_lost_its_gpus_leaves_the_metrics_readable() -> None:
+    def lost(*_: object) -> None:
+        raise NvmlError
+
+    nvml, telemetry = fake_nvml(), Telemetry()
+    assert watch_gpu_memory(telemetry.registry, nvml)
+    nvml.nvmlDeviceGetCount = nvml.nvmlDeviceGetHandleByIndex = lost
+    found = exposed(telemetry)
+    assert [found["mfdan_gpu_answers", (("gpu", gpu),)] for gpu in ("0", "1")] == [0, 0]
+
+
 def test_without_a_driver_nothing_is_shown_of_gpus() -> None:
     registry = CollectorRegistry()
     assert not watch_gpu_memory(registry, fake_nvml(driver=False))

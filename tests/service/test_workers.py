@@ -184,6 +184,25 @@ def test_a_cancelled_job_is_not_run() -> None:
     assert ran == [2]
 
 
+def test_what_cancelled_jobs_hold_is_freed_though_every_worker_is_busy() -> None:
+    class Uploaded:
+        pass
+
+    with workers(1) as pool:
+        job = Busy()
+        pool.submit(job)
+        assert job.begun.wait(20)
+        uploads = [Uploaded() for _ in range(20)]
+        held = [weakref.ref(upload) for upload in uploads]
+        answers = [pool.submit(lambda upload=upload: upload) for upload in uploads]
+        last = pool.submit(lambda: "last")
+        del uploads
+        assert all(answer.cancel() for answer in answers)
+        assert [upload() for upload in held if upload() is not None] == []
+        job.may_end.set()
+        assert last.result(20) == "last"
+
+
 def test_every_thread_does_its_first_work_before_any_job_also_one_that_replaces_another() -> None:
     own = threading.local()
 
