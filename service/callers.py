@@ -108,6 +108,9 @@ async def _follow(ring: KeyRing, every_s: float, log: Any) -> None:  # noqa: ANN
         except KeysInvalid as error:
             log.warning("API keys refused", fault=str(error))
             continue
+        except Exception as error:  # noqa: BLE001 - a defect: later changes must be followed still
+            log.warning("API keys refused", fault=type(error).__name__)
+            continue
         if changed:
             log.info("API keys read", names=ring.names)
 

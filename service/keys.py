@@ -258,6 +258,8 @@ def _parsed(text: str) -> tuple[Key, ...]:
         raise KeysInvalid(_fault(error)) from None
     except tomllib.TOMLDecodeError as error:
         raise KeysInvalid(f"is not TOML: {error}") from None
+    except ValueError:  # tomllib's of Python's own: a number of more than 4300 digits
+        raise KeysInvalid("is not TOML: a number in it has too many digits") from None
     except RecursionError:
         raise KeysInvalid("is not TOML: nested too deeply") from None
     keys = tuple(

@@ -9,12 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from key_files import ALICE, BOB, stanza
-from serving import MakeSettings, Pictures, Serve, async_client, wait_for
+from serving import MakeSettings, Pictures, Serve, async_client, until, wait_for
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
+from structlog.testing import CapturingLogger
 
 from service.app import create_app
-from service.callers import KeyMiddleware
+from service.callers import KeyMiddleware, followed
 from service.keys import KeyRing, new_token
 
 FREE = [
@@ -235,6 +236,34 @@ def test_a_changed_file_is_followed_and_a_bad_one_told(
     assert "is not TOML" in fault["fault"]
     assert ALICE not in written
     assert BOB not in written
+
+
+class RingWithADefect(KeyRing):
+    looks = 0
+
+    def look(self) -> bool:
+        self.looks += 1
+        if self.looks == 1:
+            raise MemoryError("of what the file has")
+        return super().look()
+
+
+def test_following_the_file_outlives_a_defect_and_tells_its_type(tmp_path: Path) -> None:
+    path, fresh, log = tmp_path / "keys.toml", tmp_path / "fresh", CapturingLogger()
+    path.write_text(stanza("alice", ALICE))
+    ring = RingWithADefect(path)
+    fresh.write_text(stanza("bob", BOB))
+    fresh.replace(path)
+
+    async def run() -> None:
+        async with followed(ring, 0.01, log):
+            await until(lambda: ring.names == ("bob",) and len(log.calls) > 1)
+
+    asyncio.run(run())
+    assert [(call.args, call.kwargs) for call in log.calls] == [
+        (("API keys refused",), {"fault": "MemoryError"}),
+        (("API keys read",), {"names": ("bob",)}),
+    ]
 
 
 def test_no_key_is_asked_for_where_there_are_none(client: TestClient) -> None:

@@ -155,6 +155,7 @@ HASH = digest_of(ALICE).hex()
         ("keys = 3", "valid dict"),
         ("[keys.alice", "is not TOML"),
         ("a = " + "[" * 10_000, "is not TOML"),
+        (f'[keys.alice]\nsha256 = "{HASH}"\nquota_per_day = {"9" * 5000}', "too many digits"),
         ("[keys.alice]", "keys.alice.sha256: Field required"),
         ('[keys.alice]\nsha256 = "secret"', "keys.alice.sha256"),
         (f'[keys.alice]\nsha256 = "{HASH}"\nrate_per_minute = 0', "keys.alice.rate_per_minute"),
