@@ -79,26 +79,26 @@ def verdict(
     today: dt.date,
 ) -> Verdict:
     """Judge a report by the accepted vulnerabilities: `id`, `package`, `reason`, `until`."""
+    rest = [one for one in report if one["name"] != CANARY[0]]
+    reasons = {(one["package"], one["id"]): one for one in accepted if one["reason"]}
+    faults = tuple(_vulnerabilities(rest, reasons, today))
     if not any(one["name"] == CANARY[0] and one.get("vulns") for one in report):
         known = f"the service does not know that {' '.join(CANARY)} is vulnerable"
-        return Verdict(UNKNOWN, (known,))
-    rest = [one for one in report if one["name"] != CANARY[0]]
-    faults = tuple(_faults(rest, accepted, today))
+        return Verdict(FAULTY if faults else UNKNOWN, (*faults, known))
+    faults += tuple(_gaps(rest, reasons))
     if faults:
         return Verdict(FAULTY, faults)
     exceptions = f", but for {len(accepted)} accepted" if accepted else ""
     return Verdict(CLEAN, (f"{len(rest)} pins have no known vulnerability{exceptions}",))
 
 
-def _faults(
+def _vulnerabilities(
     report: Sequence[Mapping[str, Any]],
-    accepted: Sequence[Mapping[str, Any]],
+    reasons: dict[tuple[str, str], Mapping[str, Any]],
     today: dt.date,
 ) -> Iterator[str]:
-    reasons = {(one["package"], one["id"]): one for one in accepted if one["reason"]}
+    """Yield what is known and not accepted; a reason that accepts something is taken out."""
     for one in report:
-        if "skip_reason" in one:
-            yield f"{one['name']}: {one['skip_reason']}"
         for fault in one.get("vulns", ()):
             names = {fault["id"], *fault["aliases"]}
             known = [reasons.pop((one["name"], name), None) for name in sorted(names)]
@@ -109,7 +109,15 @@ def _faults(
                 yield told
             elif exception["until"] < today:
                 yield f"{told} (accepted until {exception['until']}: look again)"
-    for package, name in reasons:
+
+
+def _gaps(
+    report: Sequence[Mapping[str, Any]], unused: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> Iterator[str]:
+    for one in report:
+        if "skip_reason" in one:
+            yield f"{one['name']}: {one['skip_reason']}"
+    for package, name in unused:
         yield f"{name} of {package} is accepted and no longer found: take it out"
 
 

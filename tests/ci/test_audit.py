@@ -41,6 +41,14 @@ def test_a_service_that_knows_of_no_vulnerability_has_audited_nothing(canary: li
     assert "does not know" in words
 
 
+def test_a_vulnerability_fails_also_where_the_service_knows_little() -> None:
+    status, words = judged(UNHEARD_OF, BAD)
+    assert status == 1
+    assert words.startswith("bad 2.0: CVE-1, PYSEC-1, fixed in 2.1\nthe service does not know")
+    assert judged(UNHEARD_OF, BAD, accepted=accept())[0] == 2
+    assert judged(SOUND, accepted=accept())[0] == 2
+
+
 def test_a_vulnerability_fails_and_is_named_with_its_cure() -> None:
     assert judged(SOUND, BAD, CANARY) == (1, "bad 2.0: CVE-1, PYSEC-1, fixed in 2.1")
 
