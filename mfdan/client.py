@@ -44,6 +44,8 @@ _CONNECT_S = 10
 _TIMEOUT_S = 150.0
 """Longer than the service's own deadline for a clip, so that the service says what was too slow."""
 _RETRY_S = 30.0
+_LEAST_WAIT_S = 1.0
+"""A proxy may say 0: asked at once, again and again, it would never be asked for the last time."""
 _PROBLEM_JSON = "application/problem+json"
 _COME_BACK = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
@@ -130,8 +132,10 @@ def _steps(call: _Call[T], parts: dict[str, Any], retry_s: float) -> _Steps[T]:
         if response.is_success:
             return _answer_of(call, response)
         problem = _problem_of(response)
-        wait = problem.retry_after_s
-        if response.status_code not in _COME_BACK or wait is None or waited + wait > retry_s:
+        if response.status_code not in _COME_BACK or problem.retry_after_s is None:
+            raise problem
+        wait = max(problem.retry_after_s, _LEAST_WAIT_S)
+        if waited + wait > retry_s:
             raise problem
         yield wait
         waited += wait
@@ -169,17 +173,29 @@ def _pairs(pairs: Iterable[tuple[Source, Source]], options: PairOptions) -> _Cal
 
 def _settings(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     return {
-        "base_url": base_url,
+        "base_url": _address(base_url),
         "headers": {} if api_key is None else {"X-API-Key": api_key},
         "timeout": httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
     }
+
+
+def _address(base_url: str) -> httpx2.URL:
+    fault = "base_url must be an address such as http://127.0.0.1:8000"
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL:
+        raise ValueError(fault) from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(fault)
+    return url
 
 
 class Client:
     """Asks a service and waits for its answers. Safe to share among threads.
 
     `timeout_s` bounds every wait for the network, `retry_s` the sum of what is waited on 429 and
-    503, as their Retry-After says, to try again (0: never). Every method raises ProblemError,
+    503, as their Retry-After says but a second at least, to try again (0: never). Raises
+    ValueError for a `base_url` that is no http(s) address. Every method raises ProblemError,
     OSError for a file that cannot be read, and all but `ready` httpx2.TransportError where no
     answer came.
     """
