@@ -1,6 +1,7 @@
 """Which fault is answered with which status, and the one body of all errors (RFC 9457)."""
 
 from http import HTTPStatus
+from typing import Literal, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -40,7 +41,9 @@ from service.settings import Settings
 __all__ = [
     "INTERNAL_ERROR",
     "PROBLEM_JSON",
+    "REJECTIONS",
     "ClientGone",
+    "Cut",
     "FieldsInvalid",
     "add_error_handlers",
     "problem_of",
@@ -115,6 +118,13 @@ _HTTP_CODES = {
     415: "compressed_body",
     431: "headers_too_large",
 }
+Cut = Literal["answer_not_read", "headers_timeout", "too_many_connections"]
+"""Why a connection is closed without a word."""
+REJECTIONS = (
+    {vars(kind)["code"] for kind in (*_STATUS, FieldsInvalid)}
+    | {INTERNAL_ERROR, *_HTTP_CODES.values(), *get_args(Cut)}
+) - {ClientGone.code}
+"""Every code by which a request is refused. Who has gone refused us."""
 
 
 def problem_of(error: BaseException, request_id: str) -> Problem:

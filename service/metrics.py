@@ -5,7 +5,7 @@ Each group belongs to one registry and each app has one of its own: nothing is g
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 from platform import python_version
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from service.admission import Admission
 from service.engine import Engine, Trouble
+from service.errors import REJECTIONS
 from service.observer import Change, Place, Wait, Why
 from service.schemas import Judged, Prediction
 from service.settings import Settings
@@ -44,7 +45,7 @@ class RequestMetrics:
         )
         self.duration = Histogram(
             "mfdan_request_duration_seconds",
-            "From the first byte of a request to the last of its answer.",
+            "From the headers of a request to the last byte of its answer.",
             ("route",),
             buckets=_SECONDS,
             registry=registry,
@@ -65,6 +66,8 @@ class RequestMetrics:
         self.log_lines_lost = Counter(
             "mfdan_log_lines_lost", "Lines of the log that could not be written.", registry=registry
         )
+        for code in sorted(REJECTIONS):  # an increase from nothing is no increase to Prometheus
+            self.rejections.labels(code)
 
 
 class WorkMetrics:
@@ -118,7 +121,7 @@ class WorkMetrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Show what never happened as 0: an increase from nothing is no increase to Prometheus."""
+        """Show what never happened as 0, for the same reason."""
         for resource in get_args(Wait):
             self.wait.labels(resource)
             self.deaths.labels(resource)
@@ -135,7 +138,7 @@ class AnswerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.stages = Histogram(
             "mfdan_stage_duration_seconds",
-            "Work of one pair or clip in one stage.",
+            "Work of one pair, clip or stack of tensors in one stage.",
             ("kind", "stage"),
             buckets=_SECONDS,
             registry=registry,
@@ -187,8 +190,7 @@ class AnswerMetrics:
     def count(self, prediction: Prediction) -> None:
         """Count the answer to one pair or clip."""
         kind = "pair" if prediction.clip is None else "clip"
-        for stage, ms in prediction.timings_ms.items():
-            self.stages.labels(kind, stage).observe(ms / 1e3)
+        self.count_stages(kind, prediction.timings_ms)
         if prediction.clip is not None:
             self.clips.labels(prediction.clip.container).inc()
             self.clip_seconds.inc(prediction.clip.duration_s)
@@ -197,6 +199,11 @@ class AnswerMetrics:
         self.faces.inc(len(prediction.faces))
         for face in prediction.faces:
             self._count_face(prediction.model.name, face)
+
+    def count_stages(self, kind: str, timings_ms: Mapping[str, float]) -> None:
+        """Count how long each stage of an answer to a `pair`, a `clip` or `tensors` took."""
+        for stage, ms in timings_ms.items():
+            self.stages.labels(kind, stage).observe(ms / 1e3)
 
     def _count_face(self, model: str, face: Judged) -> None:
         self.moved.labels(model).observe(face.motion.moved_px)

@@ -3,6 +3,7 @@
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
+import time
 from functools import partial
 from importlib.metadata import version as version_of
 from math import inf
@@ -255,11 +256,16 @@ async def _inferred(
 ) -> Response:
     length = None if json_bytes is None else _length(json_bytes)
     body = await _body(request, length)
+    start = time.perf_counter()
     parse = partial(read, body, length, session.spec.input_size)
     asked = await to_thread.run_sync(parse, limiter=request.state.parsing)
+    before_infer = time.perf_counter()
     used, rows = await _rows(request, engine, asked, session.spec.name)
+    end = time.perf_counter()
     if version is not None:
         _checked(used, version)  # the model may have been replaced meanwhile
+    timings_ms = {"infer": (end - before_infer) * 1e3, "total": (end - start) * 1e3}
+    request.state.telemetry.answered_tensors(timings_ms)
     content, head = write(rows, asked, used.spec.name, used.spec.version)
     if head is None:
         return Response(content, media_type="application/json")

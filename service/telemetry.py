@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, TextIO
 
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.admission import Admission
 from service.answers import Moments
 from service.engine import Engine
-from service.errors import problem_of, problem_response
+from service.errors import ClientGone, problem_of, problem_response
 from service.gpu_memory import watch_gpu_memory
 from service.logs import Level, LogStream, open_log, where
 from service.metrics import AnswerMetrics, RequestMetrics, State, WorkMetrics, tell_build
@@ -66,7 +67,7 @@ class Telemetry(Observer):
         self._state.watch(settings, engine, admission)
         self.log.info("started", **_start_facts(settings, engine))
         for name in engine.sessions:
-            self._warn_of_fallback(name)
+            self._loaded(name)
         if settings.device == "cuda" and not watch_gpu_memory(self.registry):
             self.log.warning("the GPU's memory cannot be measured")
 
@@ -102,9 +103,10 @@ class Telemetry(Observer):
         write = self.log.error if fault else self.log.info
         write("model", name=name, change=change, **({"fault": fault} if fault else {}))
         if change in {"loaded", "replaced"}:
-            self._warn_of_fallback(name)
+            self._loaded(name)
 
-    def _warn_of_fallback(self, name: str) -> None:
+    def _loaded(self, name: str) -> None:
+        self._work.batch_failures.labels(name)  # begins at 0
         session = self._engine.sessions.get(name) if self._engine else None
         if session is not None and session.fell_back:
             self.log.warning("a GPU was asked for and not got", model=name)
@@ -113,6 +115,10 @@ class Telemetry(Observer):
         """Count and trace what was answered for one pair or clip."""
         self._answers.count(prediction)
         self.tracing.tell_stages(prediction, moments)
+
+    def answered_tensors(self, timings_ms: Mapping[str, float]) -> None:
+        """Count what was answered for one stack of tensors."""
+        self._answers.count_stages("tensors", timings_ms)
 
     def rejected(self, code: str) -> None:
         """Count one refused request or pair."""
@@ -166,10 +172,10 @@ class TelemetryMiddleware:
                 raise
             except Exception as error:
                 self._telemetry.unforeseen(error, request_id)
-                if status:
-                    raise
                 problem = problem_of(error, request_id)
                 state["code"] = problem.code
+                if status:
+                    raise
                 response = problem_response(problem, self._retry_after_s)
                 await response(scope, receive, send_with_id)
             finally:
@@ -186,7 +192,7 @@ class TelemetryMiddleware:
         requests = self._telemetry.requests
         requests.answered.labels(method, route, str(status)).inc()
         requests.duration.labels(route).observe(seconds)
-        if code is not None:
+        if code not in {None, ClientGone.code}:
             self._telemetry.rejected(code)
         if caller is not None:
             requests.of_callers.labels(caller, str(status)).inc()

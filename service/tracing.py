@@ -7,6 +7,7 @@ or message of an exception.
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # of the extra `traces`
 
 __all__ = ["Tracing", "TracingRefused", "is_probe"]
 
-_PROBES = {"/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"}
+_PROBE = re.compile(r"/metrics|(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 _NOT_IN_WORKER = {"infer", "total"}
 _NS_PER_MS = 1_000_000
 _FLUSH_S = 5.0
@@ -138,7 +139,7 @@ class Tracing:
 
 def is_probe(path: str) -> bool:
     """Whether a path is asked for every few seconds, and of no interest while it answers."""
-    return path in _PROBES
+    return _PROBE.fullmatch(path) is not None
 
 
 def _is_left_out(scope: MutableMapping[str, Any]) -> bool:

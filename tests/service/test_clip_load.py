@@ -82,8 +82,9 @@ def test_the_clip_of_a_caller_who_hung_up_is_decoded_no_further(
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(f"{url}/predict", files={"clip": clip}, timeout=1)
         assert following.reached.is_set()
-        gone = 'mfdan_rejections_total{code="client_gone"} 1.0'
+        gone = 'mfdan_requests_total{method="POST",route="/predict",status="499"} 1.0'
         wait_for(lambda: gone in httpx2.get(f"{url}/metrics").text)
+        assert "client_gone" not in httpx2.get(f"{url}/metrics").text
         assert "mfdan_queue_items 0.0" in httpx2.get(f"{url}/metrics").text
         following.may_go.set()
         assert httpx2.post(f"{url}/predict", files={"clip": clip}, timeout=30).is_success

@@ -1,12 +1,16 @@
+import inspect
 import io
 import json
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import get_args
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 from drawn_clips import encode_clip
@@ -17,7 +21,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from serving import HeldSession, Pictures, Serve, wait_for
 from tiny_model import tiny_spec, write_tiny_model
+from tritonclient.http import InferenceServerClient, InferInput
 
+from service import connections
+from service.errors import Cut
 from service.gpu_memory import watch_gpu_memory
 from service.keys import digest_of, new_token
 from service.telemetry import Telemetry
@@ -105,6 +112,24 @@ def test_metrics_count_clips_their_seconds_and_who_chose_their_frames(serve: Ser
     assert counts["mfdan_rejections_total", (("code", "not_a_clip"),)] == 1
 
 
+def test_metrics_count_what_was_answered_for_tensors(client: TestClient) -> None:
+    arrays = {name: np.zeros((2, 3, 224, 224), np.float32) for name in ("image", "flow")}
+    body, head = InferenceServerClient.generate_request_body(
+        [InferInput(name, [*a.shape], "FP32").set_data_from_numpy(a) for name, a in arrays.items()]
+    )
+    headers = {"Inference-Header-Content-Length": str(head)}
+    before = samples(client)
+    for path in ("/v2/models/tiny/infer", "/v2/models/other/infer"):
+        client.post(path, content=body, headers=headers)
+    after = samples(client)
+    name, seconds = "mfdan_stage_duration_seconds", {}
+    for stage in ("infer", "total"):
+        labels = (("kind", "tensors"), ("stage", stage))
+        assert after[f"{name}_count", labels] - before.get((f"{name}_count", labels), 0) == 1
+        seconds[stage] = after[f"{name}_sum", labels] - before.get((f"{name}_sum", labels), 0)
+    assert 0 < seconds["infer"] < seconds["total"] < 20
+
+
 def requests(route: str, status: int) -> tuple[tuple[str, str], ...]:
     return (("method", "POST"), ("route", route), ("status", str(status)))
 
@@ -168,7 +193,8 @@ def test_a_log_line_tells_of_the_request_and_nothing_of_the_picture(
         client.post("/predict", files=files)
         client.post("/predict", files={"onset": ("maria.png", b"x")})
         client.post("/predict", files={"clip": ("maria.mp4", b"x")})
-        client.get("/health/live")
+        for path in ("/health/live", "/v2/health/ready", "/v2/models/tiny/ready"):
+            client.get(path)
     output = capsys.readouterr()
     lines = request_lines(output.out)
     assert [(line["route"], line["status"], line["code"]) for line in lines] == [
@@ -233,6 +259,42 @@ def test_what_never_happened_is_shown_as_zero(client: TestClient) -> None:
         assert found["mfdan_worker_deaths_total", (("resource", resource),)] == 0
     assert found["mfdan_cancellations_total", (("place", "waiting"), ("why", "cancelled"))] == 0
     assert found["mfdan_log_lines_lost_total", ()] == 0
+    assert found["mfdan_batch_failures_total", (("model", "tiny"),)] == 0
+
+
+def test_whatever_an_alert_takes_the_increase_of_is_there_from_the_start(serve: Serve) -> None:
+    with serve() as client:
+        fresh = [(name, dict(labels)) for name, labels in samples(client)]
+    rows = DOCS.read_text().partition("## What to alert on")[2].replace("\\|", "|")
+    alerts = re.findall(r"increase\((\w+)(?:{(.*?)})?\[", rows)
+    assert len(alerts) > 5
+    for metric, selector in alerts:
+        wanted = [
+            [(label, value) for value in values.split("|")]
+            for label, values in re.findall(r'(\w+)=~?"(.*?)"', selector)
+        ]
+        for labels in map(dict, product(*wanted)):
+            assert any(name == metric and labels.items() <= of.items() for name, of in fresh), (
+                metric,
+                labels,
+            )
+
+
+def test_every_code_that_the_api_page_names_begins_at_zero(serve: Serve) -> None:
+    page = (DOCS.parent / "api.md").read_text().partition("## Problems")[2]
+    rows = re.findall(r"^\| \d{3} \| (.*?) \|", page, re.MULTILINE)
+    with serve() as client:
+        found = samples(client)
+    for code in re.findall("`(.*?)`", "".join(rows)):
+        assert found["mfdan_rejections_total", (("code", code),)] == 0
+
+
+def test_a_code_that_no_problem_has_begins_at_zero_too() -> None:
+    source = inspect.getsource(connections)
+    found = exposed(Telemetry())
+    for code in get_args(Cut):
+        assert f'"{code}"' in source
+        assert found["mfdan_rejections_total", (("code", code),)] == 0
 
 
 def test_the_reason_why_a_service_is_not_ready_is_shown(serve: Serve) -> None:
