@@ -364,6 +364,7 @@ async def model(engine: EngineDep, name: Annotated[str, Path(max_length=_MODEL_N
     return ModelCard.of(session, default=session is engine.session())
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get(
     "/health/live",
     tags=["operation"],
@@ -375,6 +376,7 @@ async def live() -> Health:
     return Health(status="live")
 
 
+@router.head("/health/ready", dependencies=[ReadyDep], include_in_schema=False)
 @router.get(
     "/health/ready",
     tags=["operation"],

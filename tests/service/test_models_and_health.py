@@ -1,7 +1,8 @@
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
-from serving import MakeSettings
+from serving import MakeSettings, Serve
 from tiny_model import CLASSES, tiny_spec, write_tiny_model
 
 from service.app import create_app
@@ -32,6 +33,19 @@ def test_the_default_model_comes_first(tmp_path: Path, make_settings: MakeSettin
         cards = client.get("/models").json()
         assert [(card["name"], card["default"]) for card in cards] == [("b", True), ("a", False)]
         assert client.get("/models/a").json()["default"] is False
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_health_may_be_asked_without_a_body(client: TestClient, path: str) -> None:
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_ready_says_no_without_a_body_too(serve: Serve) -> None:
+    with serve() as client:
+        client.app_state["admission"].drain()
+        assert client.head("/health/ready").status_code == 503
+        assert client.head("/health/live").status_code == 200
 
 
 def test_live_and_ready(client: TestClient) -> None:
