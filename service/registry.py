@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from model.errors import MfdanError, ModelError, ModelNotFound
 from model.session import Session
@@ -17,9 +19,11 @@ __all__ = ["Registry", "open_sessions"]
 
 _LOG = logging.getLogger("mfdan")
 
-_Stat = tuple[int, int, int] | None
+_Stat = tuple[int, int, int, int] | None
 _Stamp = tuple[_Stat, _Stat]
-"""Inode, size and time of change of an ONNX file, and of the spec beside it."""
+"""Inode, size and times of change of an ONNX file, and of the spec beside it."""
+_UNKNOWN: _Stamp = None, None
+"""Of a file that is to be judged anew; none that is there has it."""
 
 
 def open_sessions(settings: Settings) -> dict[str, Session]:
@@ -42,27 +46,42 @@ def open_sessions(settings: Settings) -> dict[str, Session]:
     return {default: sessions.pop(default), **sessions}
 
 
+class _NameTaken(ModelError):
+    """Another file has a model of that name."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     stamp: _Stamp
     name: str | None
     """Of the model that is served from this file, if one is."""
+    fault: str = ""
+    retry: Literal["never", "change", "look"] = "never"
+    """When to judge it again, though it is the same: never, when any other file has changed, or at
+    every look."""
 
 
 class Registry:
     """Keeps a shelf as the models folder is.
 
     A file is judged once it is the same at two looks: what is still being copied is left alone. A
-    model that cannot be used is refused, and the one that it was to replace keeps serving. A model
-    whose file is gone is dropped, but for the default and the last one. The observer is told.
+    model that cannot be used is refused, and the one that it was to replace keeps serving; where
+    the machine was at fault, it is tried again. A model whose file is gone is dropped, but for the
+    default and the last one. The observer is told. A folder that cannot be looked at changes
+    nothing.
     """
 
     def __init__(self, settings: Settings, shelf: Shelf, observer: Observer) -> None:
         self._settings = settings
         self._shelf = shelf
         self._observer = observer
-        self._seen: dict[Path, _Stamp] = {}
-        self._judged: dict[Path, _Judged] = {}
+        self._judged = {
+            one.path: _Judged(_UNKNOWN, name)
+            for name, one in shelf.sessions.items()
+            if settings.models_dir in (one.path, one.path.parent)
+        }
+        self._seen = dict.fromkeys(self._judged, _UNKNOWN)
+        self._blind = False
 
     async def watch(self) -> None:
         """Look every `reload_s`, until cancelled."""
@@ -75,22 +94,41 @@ class Registry:
 
     async def look(self) -> None:
         """Compare the folder with what was judged, and judge what has changed and settled."""
-        seen, now = self._seen, await asyncio.to_thread(_stamps, self._settings)
-        self._seen = now
-        gone = self._judged.keys() - now.keys() - seen.keys()
-        changed = {path for path, stamp in now.items() if self._is_new(path, stamp, seen)}
-        if not gone and not changed:
+        now = await self._stamps_now()
+        if now is None:
             return
+        seen, self._seen = self._seen, now
+        gone = self._judged.keys() - now.keys() - seen.keys()
+        pending = {path for path, stamp in now.items() if self._is_new(path, stamp, seen)}
+        retried = {"change", "look"} if gone or pending else {"look"}
+        for path, one in self._judged.items():
+            if one.retry in retried and now.get(path) == one.stamp:
+                pending.add(path)
         served = self._names()
         for path in gone:
             del self._judged[path]
-        # Those without a model too: what stood in their way may be gone.
-        pending = changed | {path for path, one in self._judged.items() if one.name is None}
-        for path in sorted(pending & now.keys()):
+        for path in sorted(pending):
             await self._judge(path, now[path], pending)
             pending.discard(path)
         for name in sorted(served - self._names()):
             self._unload(name)
+
+    async def _stamps_now(self) -> dict[Path, _Stamp] | None:
+        """Return what is there; None where that cannot be seen, which is told once."""
+        try:
+            now = await asyncio.to_thread(_stamps, self._settings)
+        except OSError as error:
+            if not self._blind:
+                reason = error.strerror or type(error).__name__
+                _LOG.error(
+                    "the models folder cannot be looked at: %s; what is loaded serves on", reason
+                )
+            self._blind = True
+            return None
+        if self._blind:
+            _LOG.warning("the models folder can be looked at again")
+        self._blind = False
+        return now
 
     def _is_new(self, path: Path, stamp: _Stamp, seen: dict[Path, _Stamp]) -> bool:
         judged = self._judged.get(path)
@@ -100,17 +138,16 @@ class Registry:
         return {one.name for one in self._judged.values() if one.name is not None}
 
     async def _judge(self, path: Path, stamp: _Stamp, pending: set[Path]) -> None:
-        held = self._judged[path].name if path in self._judged else None
-        self._judged[path] = _Judged(stamp, held)
+        before = self._judged.get(path, _Judged(_UNKNOWN, None))
         try:
             name = await self._take(path, stamp, pending)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others serve on
-            self._observer.model_changed(held or path.stem, "refused", _fault(path, error))
-            return
-        if name is None:
-            del self._judged[path]
+            judged = _Judged(stamp, before.name, _fault(path, error), _retry(error))
+            if (before.stamp, before.fault) != (stamp, judged.fault):
+                self._observer.model_changed(before.name or path.stem, "refused", judged.fault)
         else:
-            self._judged[path] = _Judged(stamp, name)
+            judged = _Judged(_UNKNOWN, before.name) if name is None else _Judged(stamp, name)
+        self._judged[path] = judged
 
     async def _take(self, path: Path, stamp: _Stamp, pending: set[Path]) -> str | None:
         """Put a file's model on the shelf, unless it is there; return its name.
@@ -120,7 +157,7 @@ class Registry:
         spec = await asyncio.to_thread(load_spec, path)
         for other, one in self._judged.items():
             if one.name == spec.name and other != path and other not in pending:
-                raise ModelError(f"{path.name} and {other.name} are both called {spec.name}")
+                raise _NameTaken(f"{path.name} and {other.name} are both called {spec.name}")
         present = self._shelf.sessions.get(spec.name)
         if present is not None and present.spec == spec:
             return spec.name
@@ -153,6 +190,10 @@ def _open(path: Path, settings: Settings) -> Session:
 
 
 def _stamps(settings: Settings) -> dict[Path, _Stamp]:
+    """Return what is in the folder. Raises: OSError where that cannot be seen."""
+    folder = settings.models_dir
+    with os.scandir(folder.parent if folder.suffix == ".onnx" else folder):
+        pass  # `model_files` finds nothing in a folder that is not there
     stamps = {path: _stamp(path) for path in settings.model_files()}
     return {path: stamp for path, stamp in stamps.items() if stamp[0] is not None}
 
@@ -162,10 +203,20 @@ def _stamp(path: Path) -> _Stamp:
 
 
 def _stat(path: Path) -> _Stat:
-    with suppress(OSError):
+    with suppress(FileNotFoundError):
         found = path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        # The last one nobody can set: a file of the same length may carry its old time.
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
     return None
+
+
+def _retry(error: Exception) -> Literal["never", "change", "look"]:
+    if isinstance(error, _NameTaken):
+        return "change"
+    passing = (OSError, MemoryError)
+    if isinstance(error, passing) or isinstance(error.__cause__, passing):
+        return "look"
+    return "never"
 
 
 def _fault(path: Path, error: Exception) -> str:

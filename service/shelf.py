@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from model.errors import ModelNotFound
+from model.errors import ModelError, ModelNotFound
 from model.face import FaceFinder
 from model.pipeline import Preprocessor
 from model.session import Session
@@ -14,6 +14,13 @@ from service.observer import Observer
 from service.settings import Settings
 
 __all__ = ["Model", "Shelf"]
+
+WARM_UP_S = 60.0
+"""What a model that comes while serving is given to warm up, at the least."""
+_DEADLINES = 3
+"""The same in deadlines of a pair, where those are long."""
+_LEAVE_S = 1.0
+"""What the thread of a model that never served is waited for when it is given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +77,7 @@ class Shelf:
         finally:
             model.users -= 1
             if model.retired and not model.users:
-                self._end(model)
+                self._end(model, self._settings.drain_timeout_s)
 
     async def warm_up(self) -> None:
         """Run every model at every batch size. Raises what a run raises."""
@@ -80,13 +87,19 @@ class Shelf:
     async def put(self, session: Session) -> None:
         """Warm a model, then swap it for the one of its name, or add it as the last.
 
-        Raises what warming up raises; then nothing has changed.
+        Raises: ModelError (a warm-up that goes on and on: its thread is left behind), or what
+        warming up raises; then nothing has changed.
         """
         model = self._model(session)
+        limit_s = max(WARM_UP_S, _DEADLINES * self._settings.deadline_ms / 1e3)
         try:
-            await self._warmed(model)
+            async with asyncio.timeout(limit_s):
+                await self._warmed(model)
+        except TimeoutError:
+            self._end(model, _LEAVE_S)
+            raise ModelError(f"{session.spec.name} was not warm after {limit_s:g} s") from None
         except BaseException:
-            self._end(model)
+            self._end(model, _LEAVE_S)
             raise
         old = self._models.get(session.spec.name)
         self._models = {**self._models, session.spec.name: model}
@@ -126,9 +139,9 @@ class Shelf:
     def _retire(self, model: Model) -> None:
         model.retired = True
         if not model.users:
-            self._end(model)
+            self._end(model, self._settings.drain_timeout_s)
 
-    def _end(self, model: Model) -> None:
-        ending = asyncio.create_task(model.batcher.close(self._settings.drain_timeout_s))
+    def _end(self, model: Model, timeout_s: float) -> None:
+        ending = asyncio.create_task(model.batcher.close(timeout_s))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
