@@ -76,11 +76,6 @@ class Batcher:
         self._worker = asyncio.create_task(self._work())
 
     @property
-    def waiting(self) -> int:
-        """Items that wait for a batch."""
-        return len(self._jobs)
-
-    @property
     def alive(self) -> bool:
         """Whether the worker still takes work."""
         return not self._worker.done()

@@ -409,7 +409,7 @@ def test_closing_waits_for_the_worker_of_a_clip_that_was_left(
     with ThreadPoolExecutor(1) as pool:  # closing may hold the event loop's thread
         ended = pool.submit(asyncio.run, run())
         try:
-            wait_for(lambda: bool(engines) and engines[0].closing)
+            wait_for(lambda: bool(engines) and engines[0].trouble == "closing")
             assert wait([ended], timeout=0.2).not_done
         finally:
             deaf_clips.may_go.set()
