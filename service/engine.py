@@ -180,11 +180,6 @@ class Engine:
         return self._clips
 
     @property
-    def closing(self) -> bool:
-        """Whether new work is refused because the service shuts down."""
-        return self._closing
-
-    @property
     def waiting(self) -> int:
         """Pairs and clips that wait for a worker."""
         return sum(one.begun is None for one in self._courses)
@@ -201,7 +196,10 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here: warm, not closing, nothing stuck or failing."""
+        """Whether requests should be sent here: warm, not closing, nothing stuck or failing.
+
+        For programs that use this class by itself; the service tells why not, by `trouble`.
+        """
         return self.trouble is None
 
     def retry_after_s(self, kind: Kind = "pair") -> int:
