@@ -1,9 +1,12 @@
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from serving import MakeSettings
 
 from service.app import create_app
+from service.examples import PAIR_PREDICTION
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -26,3 +29,18 @@ def test_every_route_is_in_the_api_page(make_settings: MakeSettings) -> None:
     page = (DOCS / "api.md").read_text()
     for path in create_app(make_settings()).openapi()["paths"]:
         assert path in page
+
+
+def test_the_readmes_answer_has_every_field_that_a_pair_fills() -> None:
+    block = re.search("```json\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.DOTALL)
+    shown = json.loads(block[1])
+    assert fields(shown) == fields(PAIR_PREDICTION) - {".faces[].candidates"}
+
+
+def fields(value: Any, place: str = "") -> set[str]:  # noqa: ANN401 - whatever JSON holds
+    """Return where a value holds something; of a list's members, and of free names, only that."""
+    if isinstance(value, list):
+        return {place}.union(*(fields(one, f"{place}[]") for one in value))
+    if not isinstance(value, dict) or place in {".timings_ms", ".faces[].probabilities"}:
+        return set() if value is None else {place}
+    return {place}.union(*(fields(one, f"{place}.{name}") for name, one in value.items()))
