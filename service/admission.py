@@ -1,11 +1,13 @@
 """How many predictions are under way, whether new ones are taken, and whose upload makes room."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
+
+from service.faults import Closed
 
 __all__ = ["Admission", "Upload"]
 
@@ -94,13 +96,15 @@ class Upload:
 class Admission:
     """Counts predictions from their request's headers to the last byte of their answer.
 
-    What was admitted is answered, also when `drain` was called meanwhile.
+    What was admitted is answered, also when `drain` was called meanwhile; `cut_off` answers what
+    took too long for that.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._under_way = 0
         self._uploads: set[Upload] = set()
+        self._unanswered: set[asyncio.Timeout] = set()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -130,15 +134,27 @@ class Admission:
         slowest.stop()
         return True
 
-    @contextmanager
-    def admitted(self, upload: Upload) -> Iterator[None]:
-        """Count one prediction for as long as it lasts."""
+    @asynccontextmanager
+    async def admitted(self, upload: Upload) -> AsyncIterator[Callable[[], None]]:
+        """Count one prediction for as long as it lasts; yield what tells that its answer begins.
+
+        Raises: Closed, from wherever it waits, when it is cut off before.
+        """
         self._under_way += 1
         self._uploads.add(upload)
         self._idle.clear()
+        patience = asyncio.timeout(None)
+        self._unanswered.add(patience)
         try:
-            yield
+            async with patience:
+                yield lambda: self._unanswered.discard(patience)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            if patience in self._unanswered:
+                raise Closed("the service has shut down before the answer was there") from None
         finally:
+            self._unanswered.discard(patience)
             self._uploads.discard(upload)
             self._under_way -= 1
             if self._under_way == 0:
@@ -147,6 +163,12 @@ class Admission:
     def drain(self) -> None:
         """Admit nothing more."""
         self._draining = True
+
+    def cut_off(self) -> int:
+        """Give up on all that is not being answered yet; return how many those are."""
+        for patience in self._unanswered:
+            patience.reschedule(asyncio.get_running_loop().time())
+        return len(self._unanswered)
 
     async def idle(self) -> None:
         """Wait until no prediction is under way."""

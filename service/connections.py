@@ -6,6 +6,7 @@ answered, so that he may never read why; and llhttp bounds no header.
 """
 
 import asyncio
+import logging
 import math
 import resource
 import time
@@ -19,10 +20,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.errors import problem_of, problem_response
+from service.security import PROTECTIVE
 from service.settings import Settings
 
 __all__ = ["BoundedProtocol", "allow_open_files", "bounded_protocol"]
 
+_ERRORS = logging.getLogger("mfdan.connections")
+"""For uvicorn's own words on a connection. Those below an error we say ourselves, or not at all:
+what was malformed is told with its id, and who offers to upgrade is answered."""
+_ERRORS.setLevel(logging.ERROR)
 _FRAMING_BYTES = 2**16
 """Of a request beside its body: request line, headers, trailers, the lengths of chunks."""
 _MOST_PIPELINED = 16
@@ -71,6 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = _ERRORS
         self._framing = 0
         self._body = 0
         self._receiving: Literal["nothing", "head", "body"] = "nothing"
@@ -194,16 +201,25 @@ class BoundedProtocol(HttpToolsProtocol):
         return min(waiting, key=lambda one: one.waiting_since)
 
     def _refuse(self, status: int, detail: str) -> None:
-        problem = problem_of(HTTPException(status, detail), uuid.uuid4().hex)
+        request_id = uuid.uuid4().hex
+        problem = problem_of(HTTPException(status, detail), request_id)
         answering = self.cycle is not None and self.cycle.response_started
         if not self.pipeline and (not answering or self.cycle.response_complete):
             answer = problem_response(problem, retry_after_s=0)
-            headers = [*answer.raw_headers, (b"connection", b"close")]
-            lines = [name + b": " + value + b"\r\n" for name, value in headers]
+            answer.headers.update(PROTECTIVE | {"X-Request-ID": request_id, "Connection": "close"})
+            lines = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
             self.transport.write(
                 b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(answer.body)])
             )
         self._tell(problem.code)
+        self.app_state["telemetry"].log.info(
+            "request",
+            request_id=request_id,
+            method="other",
+            route="unmatched",
+            status=status,
+            code=problem.code,
+        )
         self._receiving = "body"  # whatever it is
         self.transport.close()
 

@@ -73,8 +73,9 @@ MEND_S = 1.0
 UNHEARD_S = 1.0
 """What a worker may take beyond the deadline, and a tenth of it, to hear that nobody waits any
 more; it is asked between two stages. Past that it counts as stuck."""
-ENDING_S = 1.0
-"""What threads without work are given to end, whatever the drain has left."""
+ENDING_S = 1.0, 10.0
+"""What threads are given to end once nobody waits for them: at the least and at the most, between
+which it is what the drain has left."""
 
 Trouble = Literal[
     "loading",
@@ -271,19 +272,20 @@ class Engine:
     async def close(self) -> None:
         """Refuse new work, finish what was admitted, stop all threads.
 
-        What is not done within `drain_timeout_s` is left behind: Closed for those who wait.
+        What is not done within `drain_s` of the settings is left behind: Closed for those who wait.
         """
         self._closing = True
         for task in self._watching:
             task.cancel()
         await asyncio.wait(self._watching)
-        end = time.monotonic() + self._settings.drain_timeout_s
+        end = time.monotonic() + self._settings.drain_s
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout_s):
+            async with asyncio.timeout(self._settings.drain_s):
                 await self._idle.wait()
                 await asyncio.wait([self._warming])
         self._warming.cancel()
-        left_s = max(ENDING_S, end - time.monotonic())
+        least_s, most_s = ENDING_S
+        left_s = max(least_s, min(most_s, end - time.monotonic()))
         ended = await asyncio.gather(
             self._shelf.close(left_s),
             asyncio.to_thread(self._pool.close, left_s),

@@ -1,4 +1,4 @@
-"""The command `mfdan` from its first moment: Ctrl-C ends it in one line also while it loads."""
+"""The command `mfdan` from its first moment: a signal ends it in one line also while it loads."""
 
 import os
 import signal
@@ -7,8 +7,6 @@ from typing import NoReturn
 
 __all__ = ["main"]
 
-_INTERRUPTED = 130
-
 
 def main() -> None:
     """Run the command line."""
@@ -16,6 +14,10 @@ def main() -> None:
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # a job in the background may have it ignored
         signal.signal(signal.SIGINT, _stop)
+    # Until a service that can drain takes it over. As the first process of a container, nothing
+    # else would end it.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)
     from service.cli import app  # noqa: PLC0415 - it takes a second
 
     if ours:
@@ -23,6 +25,6 @@ def main() -> None:
     app()
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     os.write(2, b"mfdan: stopped\n")
-    os._exit(_INTERRUPTED)  # nothing is open yet
+    os._exit(128 + number)  # at once, as without us: what is open survives a kill

@@ -6,7 +6,6 @@ excess as a problem, and bounds time and number of uploads as well (service.admi
 
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 
 from python_multipart.multipart import parse_options_header
@@ -21,10 +20,10 @@ from service.errors import refuse
 from service.faults import TooManyRequests
 from service.settings import Settings
 
-__all__ = ["GuardMiddleware", "HeadersMiddleware", "prediction_route"]
+__all__ = ["PROTECTIVE", "GuardMiddleware", "HeadersMiddleware", "prediction_route"]
 
 _SMALL_BODY_BYTES = 2**16
-_HEADERS = {
+PROTECTIVE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -36,6 +35,7 @@ _HEADERS = {
         "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     ),
 }
+"""Headers of every answer."""
 
 
 class _Prediction(NamedTuple):
@@ -73,7 +73,7 @@ class HeadersMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in PROTECTIVE.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -102,10 +102,31 @@ class GuardMiddleware:
         if fault is None and prediction is not None:
             fault = self._admission_fault(scope)
         if fault is not None:
-            await refuse(fault, self._settings, scope, receive, send)
-            return
-        with self._admission.admitted(upload) if prediction is not None else nullcontext():
+            await self._refuse(fault, scope, receive, send)
+        elif prediction is None:
             await self._app(scope, upload.receive, send)
+        else:
+            await self._admit(upload, scope, send)
+
+    async def _admit(self, upload: Upload, scope: Scope, send: Send) -> None:
+        try:
+            async with self._admission.admitted(upload) as answer_begins:
+
+                async def send_to_its_end(message: Message) -> None:
+                    answer_begins()
+                    await send(message)
+
+                await self._app(scope, upload.receive, send_to_its_end)
+        except Closed as fault:
+            await self._refuse(fault, scope, upload.receive, send)
+
+    async def _refuse(self, fault: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_the_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._admission.draining:
+                MutableHeaders(scope=message)["Connection"] = "close"  # and go elsewhere
+            await send(message)
+
+        await refuse(fault, self._settings, scope, receive, send_the_last)
 
     def _admission_fault(self, scope: Scope) -> Exception | None:
         if self._admission.draining:
@@ -113,9 +134,8 @@ class GuardMiddleware:
         if self._admission.has_room():
             return None
         engine: Engine = Request(scope).state.engine
-        return TooManyRequests(
-            "as many predictions are under way as may be", engine.retry_after_s()
-        )
+        longest = max(engine.retry_after_s("pair"), engine.retry_after_s("clip"))  # of whatever
+        return TooManyRequests("as many predictions are under way as may be", longest)
 
 
 def prediction_route(scope: Scope) -> str | None:

@@ -12,20 +12,22 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 from rich.console import Console
+from starlette.types import Message, Receive, Scope, Send
 
+from model.errors import MfdanError
 from service.app import OpenEngine, create_app
 from service.command_line import BAD_USAGE, failed, open_models
 from service.connections import allow_open_files, bounded_protocol
 from service.engine import Engine
 from service.keys import KeysInvalid, answers_others
-from service.logs import library_lines
+from service.logs import library_lines, where
 from service.settings import Settings
 from service.tracing import TracingRefused
 
 __all__ = ["Server", "loaded", "run_server"]
 
 _LAST_BYTES_S = 1
-"""For answers to leave after the last prediction was admitted and answered."""
+"""For answers to leave after the last prediction was answered, in whatever way."""
 
 
 class Server(uvicorn.Server):
@@ -37,7 +39,9 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                self._asked,
+                interface="asgi3",
+                lifespan="on",
                 http=bounded_protocol(settings),
                 ws="none",
                 log_config=None,
@@ -49,6 +53,7 @@ class Server(uvicorn.Server):
         )
         self.fault: str | None = None
         """Why the service ended by itself."""
+        self._app = app
         self._settings = settings
         self._told_to_stop = False
         self._draining: asyncio.Task[None] | None = None
@@ -59,6 +64,13 @@ class Server(uvicorn.Server):
             os.write(2, b"mfdan: stopped\n")
             os._exit(128 + sig)
         self._told_to_stop = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the application; where that fails, `fault` says so and the server ends."""
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            self.should_exit = True
 
     async def main_loop(self) -> None:
         """Serve until there is a reason to stop."""
@@ -72,20 +84,47 @@ class Server(uvicorn.Server):
             self._draining = asyncio.create_task(self._drain())
         return await super().on_tick(counter)
 
+    async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open and close the application; tell by type and place why one of them failed."""
+        doing = "start"
+
+        async def send_no_traceback(message: Message) -> None:
+            nonlocal doing
+            if message["type"] == "lifespan.startup.complete":
+                doing = "stop"
+            await send({"type": message["type"]})  # uvicorn would log the rest
+
+        try:
+            await self._app(scope, receive, send_no_traceback)
+        except Exception as error:
+            what = f"the service could not {doing}"
+            tell = self._app.state.telemetry.log.error
+            tell(what, fault=type(error).__name__, where=where(error))
+            self.fault = self.fault or f"{what}: {_words(error)}"
+            raise
+
     async def _drain(self) -> None:
         admission = self.lifespan.state["admission"]
         admission.drain()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout_s):
+            async with asyncio.timeout(self._settings.drain_s):
                 await asyncio.sleep(self._settings.drain_grace_s)
                 await admission.idle()
+        if admission.cut_off():
+            await asyncio.sleep(_LAST_BYTES_S)
         self.should_exit = True
 
     async def _watch_warming(self) -> None:
         try:
             await self.lifespan.state["engine"].warmed_up()
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing will ever be answered
-            self.fault = f"the models could not be warmed up: {error}"
+            self.fault = f"the models could not be warmed up: {_words(error)}"
             self.should_exit = True
 
 
@@ -123,8 +162,9 @@ def run_server(settings: Settings) -> None:
         _metrics_on_their_own(settings, telemetry.registry) as metrics,
         library_lines(telemetry.log, settings.log_level),
     ):
-        where = f"on {_address(settings.host, listener.getsockname()[1])} (documentation: /docs)"
-        _say(f"mfdan {version('mfdan')} serves {', '.join(names)} {where}", *metrics)
+        address = _address(settings.host, listener.getsockname()[1])
+        what = f"mfdan {version('mfdan')} serves {', '.join(names)}"
+        _say(f"{what} on {address} (documentation: /docs)", *metrics)
         server.run(sockets=[listener])
     if server.fault is not None:
         raise failed(server.fault)
@@ -166,6 +206,11 @@ def _told_if_taken(host: str, port: int) -> Iterator[None]:
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (")[0]  # says the address again
         raise failed(f"cannot listen on {host}, port {port}: {why}") from None
+
+
+def _words(error: Exception) -> str:
+    """Return what an exception says, where the words are ours; others' may quote anything."""
+    return str(error) if isinstance(error, MfdanError) else type(error).__name__
 
 
 def _address(host: str, port: int) -> str:

@@ -33,6 +33,8 @@ _FORM_OVERHEAD_BYTES = 64 * 2**10
 _PART_HEADER_BYTES = 512
 """Of one picture of a burst."""
 _CLIP = ClipLimits()
+_DRAIN_MARGIN_S = 5
+"""For what is no upload and has no deadline: reading a form, sending an answer."""
 
 
 class Settings(BaseSettings):
@@ -102,8 +104,9 @@ class Settings(BaseSettings):
     """The same for a clip; decoding stops there."""
     upload_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 30_000
     """For the request body to arrive, milliseconds; past it is answered 408."""
-    drain_timeout_s: Annotated[int, Field(ge=0, le=3600)] = 30
-    """What running requests are given to finish at shutdown, seconds."""
+    drain_timeout_s: Annotated[int, Field(ge=0, le=4205)] | None = None
+    """What running requests are given to finish at shutdown, seconds; None: as long as the longest
+    of them may take, by its upload and its deadline."""
     drain_grace_s: Annotated[float, Field(ge=0, le=600)] = 0
     """For how long the port stays open at shutdown at the least, seconds: what balances the load
     needs as long to see that the service is not ready."""
@@ -187,6 +190,14 @@ class Settings(BaseSettings):
     def most_clips(self) -> int:
         """Clips that may be at work or waiting."""
         return self.clips_at_once + self.queue_clips
+
+    @property
+    def drain_s(self) -> float:
+        """`drain_timeout_s`, resolved."""
+        if self.drain_timeout_s is not None:
+            return self.drain_timeout_s
+        longest_ms = self.upload_timeout_ms + max(self.deadline_ms, self.clip_deadline_ms)
+        return longest_ms / 1e3 + _DRAIN_MARGIN_S
 
     @cached_property
     def opencv(self) -> int:

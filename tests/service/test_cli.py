@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import tomllib
@@ -209,7 +210,7 @@ import os, signal, sys
 class Finger:
     def find_spec(self, name, *_):
         if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), {number})
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this test runs under
 sys.meta_path.insert(0, Finger())
@@ -218,12 +219,21 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["cv2", "onnxruntime", "matplotlib.backends.backend_agg"])
-def test_ctrl_c_ends_the_command_in_one_line(
-    module: str, frames: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("cv2", signal.SIGINT),
+        ("onnxruntime", signal.SIGINT),
+        ("matplotlib.backends.backend_agg", signal.SIGINT),
+        ("onnxruntime", signal.SIGTERM),
+        ("matplotlib.backends.backend_agg", signal.SIGTERM),
+    ],
+)
+def test_a_signal_ends_the_command_in_one_line(
+    module: str, number: signal.Signals, frames: dict[str, str], tmp_path: Path
 ) -> None:
     """While it loads, and, with the last of the modules, in the middle of a command."""
-    code = STOPPED_AT_AN_IMPORT.format(module=module)
+    code = STOPPED_AT_AN_IMPORT.format(module=module, number=int(number))
     options = ("--plot", str(tmp_path / "plot.png"))
     done = subprocess.run(  # noqa: S603 - this file's own code
         [sys.executable, "-c", code, "predict", frames["onset"], frames["smile"], *options],
@@ -231,7 +241,7 @@ def test_ctrl_c_ends_the_command_in_one_line(
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (130, "mfdan: stopped\n")
+    assert (done.returncode, done.stderr) == (128 + number, "mfdan: stopped\n")
 
 
 def test_the_installed_command_hears_ctrl_c_before_it_loads_anything() -> None:

@@ -1,6 +1,7 @@
 """Callers who are too slow, too wordy or too many, over real connections."""
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import httpx2
 import pytest
 from connecting import LIVE, Doors, open_doors, posted, read_answer, read_to_end
 from serving import HeldSession, MakeSettings, Pictures, wait_for
+
+from service.security import PROTECTIVE
 
 MOST = 4
 BEGUN = b"POST /predict HTTP/1.1\r\nHost: here\r\n"
@@ -244,6 +247,39 @@ def test_requests_sent_at_once_are_answered_in_order(patient: Doors) -> None:
 def test_a_thousand_requests_sent_at_once_are_refused(patient: Doors) -> None:
     with patient.connect(1000 * LIVE) as connection:
         assert read_to_end(connection).count(b"HTTP/1.1 200") <= 20
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [(b"GET / HTTP/9.9\r\n\r\n", "malformed_request"), (LIVE[:-2] + b"X: " + 70_000 * b"b", None)],
+    ids=["400", "431"],
+)
+def test_what_the_protocol_refuses_has_the_headers_and_the_line_of_every_request(
+    make_settings: MakeSettings, capsys: pytest.CaptureFixture[str], said: bytes, code: str | None
+) -> None:
+    with open_doors(make_settings()) as doors, doors.connect(said) as connection:
+        answer = read_answer(connection)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    found = json.loads(body)
+    assert {name.lower() for name in PROTECTIVE} <= headers.keys()
+    assert headers["x-request-id"] == found["request_id"]
+    assert headers["connection"] == "close"
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == found["request_id"]]
+    assert (line["event"], line["status"]) == ("request", found["status"])
+    assert line["code"] == found["code"] == (code or "headers_too_large")
+
+
+def test_uvicorn_says_nothing_of_what_a_caller_sends(
+    patient: Doors, caplog: pytest.LogCaptureFixture
+) -> None:
+    upgrade = LIVE[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with caplog.at_level(logging.WARNING):
+        for said in (upgrade, b"GET / HTTP/9.9\r\n\r\n"):
+            with patient.connect(said) as connection:
+                read_answer(connection)
+    assert caplog.messages == []
 
 
 def test_an_upgrade_is_answered_as_if_it_were_none(patient: Doors) -> None:

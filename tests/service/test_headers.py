@@ -32,6 +32,10 @@ ANSWERS: dict[str, tuple[int, Ask]] = {
     "health": (200, lambda client, sent: client.get("/health/live", headers=sent)),
     "metrics": (200, lambda client, sent: client.get("/metrics", headers=sent)),
     "no such route": (404, lambda client, sent: client.get("/nothing", headers=sent)),
+    "an address with a slash too many": (
+        404,
+        lambda client, sent: client.get("/health/live/", headers=sent, follow_redirects=False),
+    ),
     "no such method": (405, lambda client, sent: client.delete("/predict", headers=sent)),
     "a preflight": (405, lambda client, sent: client.options("/predict", headers=sent)),
     "too large": (

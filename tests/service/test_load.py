@@ -305,11 +305,12 @@ def test_another_method_takes_no_place_of_a_prediction(
         assert first.result().status_code == 200
 
 
-def test_without_places_the_wait_is_the_measured_one(
+def test_without_places_the_wait_is_the_longer_of_the_measured_ones(
     serve: Serve, held: HeldSession, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(held, max_requests=1) as client, ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr(client.app_state["engine"], "retry_after_s", lambda: 17)
+        waits = {"pair": 2, "clip": 17}
+        monkeypatch.setattr(client.app_state["engine"], "retry_after_s", waits.get)
         first = pool.submit(client.post, "/predict", files=pictures.pair)
         assert held.started.wait(20)
         response = client.post("/predict", files=pictures.pair)
