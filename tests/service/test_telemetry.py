@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from serving import HeldSession, Pictures, Serve, wait_for
+from serving import HeldSession, MakeSettings, Pictures, Serve, wait_for
+from starlette.types import Receive, Scope, Send
 from tiny_model import tiny_spec, write_tiny_model
 from tritonclient.http import InferenceServerClient, InferInput
 
@@ -27,7 +28,7 @@ from service import connections
 from service.errors import Cut
 from service.gpu_memory import watch_gpu_memory
 from service.keys import digest_of, new_token
-from service.telemetry import Telemetry
+from service.telemetry import Telemetry, TelemetryMiddleware
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 COUNTS_OF_THINGS = {"mfdan_batch_size"}
@@ -249,6 +250,20 @@ def test_a_request_that_took_too_long_is_counted_where_it_was(
     why = (("place", "network"), ("why", "deadline"))
     assert found["mfdan_cancellations_total", why] == 1
     assert found["mfdan_rejections_total", (("code", "deadline_exceeded"),)] == 1
+
+
+def test_an_answer_that_breaks_after_its_beginning_is_counted_as_a_fault(
+    make_settings: MakeSettings,
+) -> None:
+    async def breaks(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise LookupError
+
+    telemetry = Telemetry(stream=io.StringIO())
+    app = TelemetryMiddleware(breaks, telemetry, make_settings())
+    with pytest.raises(LookupError):
+        TestClient(app).get("/")
+    assert exposed(telemetry)["mfdan_rejections_total", (("code", "internal_error"),)] == 1
 
 
 def test_what_never_happened_is_shown_as_zero(client: TestClient) -> None:
