@@ -77,7 +77,7 @@ class Shelf:
         finally:
             model.users -= 1
             if model.retired and not model.users:
-                self._end(model, self._settings.drain_timeout_s)
+                self._end(model, self._settings.drain_s)
 
     async def warm_up(self) -> None:
         """Run every model at every batch size. Raises what a run raises."""
@@ -139,7 +139,7 @@ class Shelf:
     def _retire(self, model: Model) -> None:
         model.retired = True
         if not model.users:
-            self._end(model, self._settings.drain_timeout_s)
+            self._end(model, self._settings.drain_s)
 
     def _end(self, model: Model, timeout_s: float) -> None:
         ending = asyncio.create_task(model.batcher.close(timeout_s))
