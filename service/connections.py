@@ -19,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.errors import problem_of, problem_response
+from service.errors import Cut, problem_of, problem_response
 from service.security import PROTECTIVE
 from service.settings import Settings
 
@@ -159,7 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Refuse what is no HTTP."""
         self._refuse(400, "The request is not valid HTTP.")
 
-    def leave(self, why: str | None) -> None:
+    def leave(self, why: Cut | None) -> None:
         """Close the connection at once, whatever of an answer is unread."""
         if why is not None:
             self._tell(why)

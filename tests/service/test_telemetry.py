@@ -1,4 +1,3 @@
-import inspect
 import io
 import json
 import re
@@ -24,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 from tiny_model import tiny_spec, write_tiny_model
 from tritonclient.http import InferenceServerClient, InferInput
 
-from service import connections
 from service.errors import Cut
 from service.gpu_memory import watch_gpu_memory
 from service.keys import digest_of, new_token
@@ -305,10 +303,8 @@ def test_every_code_that_the_api_page_names_begins_at_zero(serve: Serve) -> None
 
 
 def test_a_code_that_no_problem_has_begins_at_zero_too() -> None:
-    source = inspect.getsource(connections)
     found = exposed(Telemetry())
     for code in get_args(Cut):
-        assert f'"{code}"' in source
         assert found["mfdan_rejections_total", (("code", code),)] == 0
 
 
