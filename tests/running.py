@@ -6,7 +6,9 @@ import logging
 import re
 import socket
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ async def running(
     settings: Settings, open_engine: Callable[..., Any] = Engine.open
 ) -> AsyncIterator[Running]:
     """Serve as `mfdan serve` does; warm when it is given."""
+    # asyncio's pool would grow by chance, whenever two things are asked of it at one moment.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     server = Server(create_app(settings, open_engine), settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         logging.disable(logging.WARNING)  # pytest keeps every line until the test ends
@@ -98,10 +102,56 @@ async def ask(port: int, sent: bytes, leave_after: float | None = None) -> Answe
                     while chunk := await reader.read(MIB):
                         answer += chunk
     finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
+        await _hang_up(writer)
     return _answer(answer)
+
+
+class Kept:
+    """Connections that are kept for one request after the other: as many as are needed at once."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+        self.asked = 0
+        self.opened = 0
+
+    async def ask(self, sent: bytes) -> Answer:
+        """Send one request, read its answer, and keep the connection if the service does.
+
+        Raises: TimeoutError, EOFError: hung up without an answer.
+        """
+        reader, writer = await self._connection()
+        self.asked += 1
+        writer.write(sent.replace(b"Connection: close", b"Connection: keep-alive", 1))
+        async with asyncio.timeout(_ANSWERED_WITHIN_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)^content-length: (\d+)", head, re.MULTILINE)
+            assert length, head
+            body = await reader.readexactly(int(length[1]))
+        if re.search(rb"(?i)^connection: close", head, re.MULTILINE):
+            await _hang_up(writer)
+        else:
+            self._idle.append((reader, writer))
+        return _answer(head + body)
+
+    async def close(self) -> None:
+        while self._idle:
+            await _hang_up(self._idle.popleft()[1])
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer = self._idle.popleft()
+            if not reader.at_eof():
+                return reader, writer
+            await _hang_up(writer)
+        self.opened += 1
+        return await asyncio.open_connection("127.0.0.1", self._port)
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 def _answer(received: bytes) -> Answer:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_face import background, draw_face
-from running import FORM, Footprint, ask, form_body, request, running
+from running import FORM, Footprint, Kept, ask, form_body, request, running
 from serving import encode, until
 from tiny_model import tiny_spec, write_tiny_model
 
@@ -21,6 +21,8 @@ SIDE = 28
 the network."""
 WARM_UP, REQUESTS = 1_500, 10_000
 AT_ONCE = 12
+KEPT = 0.5
+"""The share of the requests that goes over connections which are kept."""
 LEFT = "hung up"
 
 
@@ -122,20 +124,25 @@ def test_ten_thousand_requests_leave_no_task_thread_file_or_memory(small_model: 
                 if expected == LEFT:
                     await ask(service.port, sent, leave_after=rng.uniform(0, 0.02))
                     return
-                answer = await ask(service.port, sent)
+                over_kept = b"Connection: close" in sent and rng.random() < KEPT
+                answer = await (kept.ask(sent) if over_kept else ask(service.port, sent))
                 if answer.status != expected:
                     wrong[expected, answer.status] += 1
 
             async def idle() -> Footprint:
+                await kept.close()
                 await until(lambda: not service.engine.items + service.engine.busy_workers)
                 await until(lambda: len(asyncio.all_tasks()) <= tasks)
                 return Footprint.take()
 
-            tasks = len(asyncio.all_tasks())
+            tasks, kept = len(asyncio.all_tasks()), Kept(service.port)
             await send_all(WARM_UP, requests, one)
             before = await idle()
             await send_all(REQUESTS - WARM_UP, requests, one)
-            return before, await idle()
+            after = await idle()
+            assert kept.asked > REQUESTS / 3
+            assert kept.opened < kept.asked / 20
+            return before, after
 
     before, after = asyncio.run(run())
     assert not wrong, "expected status, real one, how often"
