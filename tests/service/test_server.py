@@ -115,7 +115,10 @@ def test_an_engine_that_cannot_be_opened_ends_the_service_and_nobody_reads_its_m
 def test_an_engine_that_cannot_be_closed_is_told_likewise(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def fail(_: Engine) -> None:
+    close = Engine.close
+
+    async def fail(opened: Engine) -> None:
+        await close(opened)
         raise ModelError("its threads are stuck")
 
     with open_doors(make_settings()) as doors:
