@@ -67,7 +67,7 @@ clean:
 
 # The stamps are newer than the pins once everything is installed, so a second run is quick.
 $(VENV)/.serve: $(PINS) | $(BIN)/python
-	$(INSTALL) -e '.[cpu]'
+	$(INSTALL) -e '.[cpu,client]'
 	@touch $@
 
 $(VENV)/.test: $(PINS) | $(BIN)/python

@@ -3,14 +3,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from serving import MakeSettings
+import pytest
+from serving import MakeSettings, Pictures, served
 
 from service.app import create_app
 from service.examples import PAIR_PREDICTION
 from service.settings import Settings
 from service.telemetry import Telemetry
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 def test_every_setting_is_in_the_operations_page_and_no_other() -> None:
@@ -29,6 +31,25 @@ def test_every_route_is_in_the_api_page(make_settings: MakeSettings) -> None:
     page = (DOCS / "api.md").read_text()
     for path in create_app(make_settings()).openapi()["paths"]:
         assert path in page
+
+
+def test_the_readme_shows_a_program_that_runs_once_make_serve_has_installed(
+    make_settings: MakeSettings,
+    pictures: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "'.[cpu,client]'" in (ROOT / "Makefile").read_text()
+    (tmp_path / "example").mkdir()
+    for name, picture in pictures.pair.items():
+        (tmp_path / "example" / f"{name}.png").write_bytes(picture)
+    monkeypatch.chdir(tmp_path)
+    with served(create_app(make_settings())) as url:
+        assert "http://127.0.0.1:8000" in program
+        exec(program.replace("http://127.0.0.1:8000", url), {})  # noqa: S102 - our own page
+    assert re.search(r"^\w+ {'negative': [\d.]+, 'positive'", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_readmes_answer_has_every_field_that_a_pair_fills() -> None:
