@@ -144,6 +144,12 @@ class Caller:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._last = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether the other end still takes requests, as far as it has said."""
+        return not self._last and not self._reader.at_eof()
 
     @classmethod
     @asynccontextmanager
@@ -164,6 +170,7 @@ class Caller:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         (length,) = re.findall(r"^content-length: (\d+)", head, re.MULTILINE)
         await self._reader.readexactly(int(length))
+        self._last = "\r\nconnection: close\r\n" in head
         return int(head.split(" ", 2)[1])
 
     async def hang_up(self) -> None:
@@ -209,12 +216,18 @@ async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> O
     idle: list[Caller] = []
     start = loop.time()
 
+    async def connection() -> Caller:
+        while idle:
+            caller = idle.pop()
+            if caller.kept:
+                return caller
+            await caller.hang_up()
+        return Caller(*await asyncio.open_connection("127.0.0.1", port))
+
     async def one(intended: float) -> None:
         outcome.lag_s = max(outcome.lag_s, loop.time() - intended)
         try:
-            caller = (
-                idle.pop() if idle else Caller(*await asyncio.open_connection("127.0.0.1", port))
-            )
+            caller = await connection()
             status = await caller.ask(request)
             idle.append(caller)
         except (OSError, asyncio.IncompleteReadError):
