@@ -9,8 +9,8 @@ OpenCV and ONNX Runtime. It has no HTTP, no queue and no batches, and is the lim
 
 Both are measured in turn, pair by pair or stretch by stretch, and compared within each turn, so
 that what else the machine does meets both. The generator runs on the same cores as
-the service, which the bare loop has for itself: its processor time is told, and the share "of the
-cores left" takes it off. Processor time for each pair is what other load disturbs least.
+the service, which the bare loop has for itself: what it took is told. So is what others took, and
+turns without others are told apart, if there are any.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from traffic import (
     Stretch,
     drawn_pair,
     full_load,
+    machine_cpu_s,
     open_loop,
     prediction_request,
     serving,
@@ -48,6 +49,7 @@ from service.settings import Settings, cores
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 """Of the measured capacity: the rates of the table."""
 WARM_UP_PAIRS = 10
+QUIET = 0.05
 
 
 class Bare:
@@ -80,7 +82,7 @@ class Bare:
     def stretch(self, seconds: float) -> Stretch:
         """Work in every worker for so long."""
         workers = self._settings.workers
-        start, cpu = time.perf_counter(), time.process_time()
+        start, cpu, all_cpu = time.perf_counter(), time.process_time(), machine_cpu_s()
 
         def work() -> int:
             done = 0
@@ -91,8 +93,9 @@ class Bare:
 
         with ThreadPoolExecutor(workers) as pool:
             done = sum(pool.map(lambda _: work(), range(workers)))
-        spent = time.process_time() - cpu
-        return Stretch(done / (time.perf_counter() - start), 1e3 * spent / done)
+        wall, spent = time.perf_counter() - start, time.process_time() - cpu
+        others = machine_cpu_s() - all_cpu - spent
+        return Stretch(done / wall, 1e3 * spent / done, others / wall / cores())
 
 
 def bare_process(orders: Connection, upload: Upload) -> None:
@@ -164,21 +167,30 @@ def print_capacity(
                 bares.append(bare.recv())
             else:
                 services.append(asyncio.run(full_load(served, request, seconds)))
-    shares = [ours.rate / limit.rate for ours, limit in zip(services, bares, strict=True)]
-    left = [
-        share / (1 - ours.generator_share) for share, ours in zip(shares, services, strict=True)
-    ]
+    turns = list(zip(bares, services, strict=True))
     print(f"Full load, {rounds} turns of {seconds:g} s (medians)")
-    print(f"{'':12}{'pairs/s':>9}{'CPU ms/pair':>13}")
-    for name, stretches in (("bare loop", bares), ("service", services)):
-        rate, cpu = (median(getattr(one, what) for one in stretches) for what in ("rate", "cpu_ms"))
-        print(f"  {name:10}{rate:9.2f}{cpu:13.1f}")
-    generator = median(one.generator_share for one in services)
-    print(f"  share of the bare loop's throughput {_span(shares)}")
-    print(f"  of the cores left by the generator  {_span(left)}; it took {generator:.1%} of them")
-    cpu = [limit.cpu_ms / ours.cpu_ms for ours, limit in zip(services, bares, strict=True)]
-    print(f"  by processor time for each pair     {_span(cpu)}\n")
+    _print_turns(turns)
+    quiet = [turn for turn in turns if max(one.others_share for one in turn) < QUIET]
+    if 0 < len(quiet) < len(turns):
+        print(f"Of these, the {len(quiet)} in which others took less than {QUIET:.0%} of the cores")
+        _print_turns(quiet)
     return median(one.rate for one in services)
+
+
+def _print_turns(turns: list[tuple[Stretch, Stretch]]) -> None:
+    print(f"{'':12}{'pairs/s':>9}{'CPU ms/pair':>13}{'others took':>13}")
+    for name, stretches in zip(("bare loop", "service"), zip(*turns, strict=True), strict=True):
+        rate, cpu, others = (
+            median(getattr(one, what) for one in stretches)
+            for what in ("rate", "cpu_ms", "others_share")
+        )
+        print(f"  {name:10}{rate:9.2f}{cpu:13.1f}{others:13.1%}")
+    generator = median(ours.generator_share for _, ours in turns)
+    share = _span([ours.rate / limit.rate for limit, ours in turns])
+    cpu_share = _span([limit.cpu_ms / ours.cpu_ms for limit, ours in turns])
+    print(f"  share of the bare loop's throughput {share}")
+    print(f"  by processor time for each pair     {cpu_share}")
+    print(f"  (the generator took {generator:.1%} of the cores, which the bare loop had)\n")
 
 
 def _span(shares: list[float]) -> str:

@@ -28,6 +28,8 @@ _OK = 200
 _CALLERS = 16
 """Requests under way when the service is full: two of its largest batches."""
 _RAMP_S = 2.0
+_REST_S = 1.0
+"""For the batches of those who have hung up: what is measured next must not share the cores."""
 
 
 def drawn_pair() -> tuple[bytes, bytes]:
@@ -62,6 +64,15 @@ def prediction_request(onset: bytes, apex: bytes) -> bytes:
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def machine_cpu_s() -> float:
+    """Return the processor time that all processes, and the hypervisor's other guests, took."""
+    user, nice, system, _idle, _waiting, *others = (
+        Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
+    )
+    interrupts_and_stolen = others[:3]  # what comes after is part of user and nice
+    return sum(map(int, (user, nice, system, *interrupts_and_stolen))) / _TICKS
 
 
 class Served:
@@ -255,6 +266,8 @@ class Stretch:
     """Pairs a second."""
     cpu_ms: float
     """Processor time of the measured process for each pair."""
+    others_share: float
+    """Of all cores, what other processes took (the generator among them) or a hypervisor kept."""
     generator_share: float = 0.0
     """Of all cores, what the generator took."""
 
@@ -264,13 +277,15 @@ async def full_load(served: Served, request: bytes, seconds: float) -> Stretch:
     answers: asyncio.Queue[float] = asyncio.Queue()
     load = asyncio.create_task(_closed_loop(served.port, request, _CALLERS, answers))
     begin, _ = await _answers_until(load, answers, time.perf_counter() + _RAMP_S)
-    cpu, own = served.cpu_s(), time.process_time()
+    cpu, own, all_cpu = served.cpu_s(), time.process_time(), machine_cpu_s()
     end, done = await _answers_until(load, answers, begin + seconds)
     spent, generator = served.cpu_s() - cpu, time.process_time() - own
+    others = machine_cpu_s() - all_cpu - spent
     load.cancel()
     await asyncio.wait([load])
-    wall = end - begin
-    return Stretch(done / wall, 1e3 * spent / done, generator / wall / cores())
+    await asyncio.sleep(_REST_S)
+    wall = (end - begin) * cores()
+    return Stretch(done / (end - begin), 1e3 * spent / done, others / wall, generator / wall)
 
 
 async def _answers_until(

@@ -146,7 +146,7 @@ def async_client(app: ASGIApp, state: object) -> httpx2.AsyncClient:
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
     """Serve an app over real HTTP on a free port of this machine; yield its address, ready."""
-    config = uvicorn.Config(app, port=0, log_level="critical", access_log=False)
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

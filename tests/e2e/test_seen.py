@@ -58,8 +58,8 @@ def test_lines_of_the_server_are_json_and_connections_are_counted(
     lines = [json.loads(line) for line in out.splitlines()]
     assert lines[0]["event"] == "started"
     assert all(line.keys() >= {"event", "level", "timestamp"} for line in lines)
-    (told,) = (line for line in lines if line.get("logger") == "uvicorn.error")
-    assert told["event"] == "Invalid HTTP request received."
+    (told,) = (line for line in lines if line.get("status") == 400)
+    assert (told["event"], told["code"]) == ("request", "malformed_request")
     assert "maria" not in out
 
 

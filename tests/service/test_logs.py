@@ -41,8 +41,13 @@ def output() -> io.StringIO:
 
 @pytest.fixture
 def _libraries(output: io.StringIO, lost: Lost) -> Iterator[None]:
+    # uvicorn's level holds for the whole process, and the last test that served has set another.
+    log = logging.getLogger("uvicorn.error")
+    before = log.level
+    log.setLevel(logging.WARNING)
     with library_lines(open_log("info", LogStream(output, lost))):
         yield
+    log.setLevel(before)
 
 
 def fail() -> None:

@@ -248,7 +248,7 @@ def too_much() -> tuple[str, dict]:
         (broken_clip, 400),
         (no_clip, 415),
         (unknown_field, 422),
-        (endless_form, 422),
+        (endless_form, 400),
         (too_much, 413),
     ],
 )

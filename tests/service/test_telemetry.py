@@ -264,8 +264,9 @@ def test_an_answer_that_breaks_after_its_beginning_is_counted_as_a_fault(
     assert exposed(telemetry)["mfdan_rejections_total", (("code", "internal_error"),)] == 1
 
 
-def test_what_never_happened_is_shown_as_zero(client: TestClient) -> None:
-    found = samples(client)
+def test_what_never_happened_is_shown_as_zero(serve: Serve) -> None:
+    with serve() as client:
+        found = samples(client)
     for change in ("loaded", "replaced", "unloaded", "refused"):
         assert found["mfdan_model_changes_total", (("change", change),)] == 0
     for resource in ("worker", "network"):
