@@ -26,6 +26,8 @@ CAPACITY_S = 10.0
 EVERY_S = 1.0
 """Between two looks at the memory."""
 MOST_GROWTH = 0.05
+ENDS = 30
+"""Looks at the memory that are its beginning, and its end."""
 MIB = 2**20
 
 
@@ -49,9 +51,8 @@ async def overload(
 
 
 def growth(memory: list[int]) -> float:
-    """Return by what share the last quarter (median) holds more than the first."""
-    quarter = max(1, len(memory) // 4)
-    return median(memory[-quarter:]) / median(memory[:quarter]) - 1
+    """Return by what share the end holds more than the beginning, medians of 30 looks each."""
+    return median(memory[-ENDS:]) / median(memory[:ENDS]) - 1
 
 
 def faults(outcome: Outcome, memory: list[int], deadline_ms: int) -> Iterator[str]:
@@ -93,7 +94,7 @@ def main() -> None:
     print(f"accepted: {outcome.answered_rate:.2f}/s, {latency} (deadline {deadline_ms} ms)")
     print(
         f"memory: {memory[0] / MIB:.0f} MiB at first, {max(memory) / MIB:.0f} at most, "
-        f"{memory[-1] / MIB:.0f} at last; growth {growth(memory):+.1%} (last quarter over first)"
+        f"{memory[-1] / MIB:.0f} at last; growth {growth(memory):+.1%} (last half minute over first)"
     )
     print(
         f"the generator took {own / outcome.seconds:.1%} of one core and was late by at most ",
