@@ -94,7 +94,7 @@ def main() -> None:
     print(f"accepted: {outcome.answered_rate:.2f}/s, {latency} (deadline {deadline_ms} ms)")
     print(
         f"memory: {memory[0] / MIB:.0f} MiB at first, {max(memory) / MIB:.0f} at most, "
-        f"{memory[-1] / MIB:.0f} at last; growth {growth(memory):+.1%} (last half minute over first)"
+        f"{memory[-1] / MIB:.0f} at last; growth {growth(memory):+.1%} (last 30 s over first)"
     )
     print(
         f"the generator took {own / outcome.seconds:.1%} of one core and was late by at most ",
