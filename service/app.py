@@ -22,7 +22,7 @@ from service.open_inference import OpenInferenceErrors
 from service.open_inference import router as open_inference
 from service.routes import metrics_router, router
 from service.security import GuardMiddleware, HeadersMiddleware
-from service.settings import MAX_BURST, Settings
+from service.settings import Settings
 from service.telemetry import Telemetry, TelemetryMiddleware
 
 __all__ = ["OpenEngine", "create_app"]
@@ -92,8 +92,6 @@ def create_app(
         docs_url="/docs",
         redoc_url=None,
         redirect_slashes=False,  # to an address made of what the caller calls this host
-        # Twice, so that a burst that is too long is told so, and not that its form is malformed.
-        form_limits={"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024},
         telemetry=telemetry.tracing.config,
     )
     app.state.telemetry = telemetry

@@ -1,12 +1,12 @@
 """Which fault is answered with which status, and the one body of all errors (RFC 9457)."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Literal, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -46,6 +46,7 @@ __all__ = [
     "Cut",
     "FieldsInvalid",
     "add_error_handlers",
+    "field_fault",
     "problem_of",
     "problem_response",
     "refuse",
@@ -132,13 +133,7 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
     if isinstance(error, FieldsInvalid):
         return _problem(422, error.code, "The fields are not valid.", request_id, error.faults)
     if isinstance(error, RequestValidationError):
-        faults = tuple(
-            FieldFault(
-                field=".".join(str(part) for part in fault["loc"][1:]) or "body",
-                message=fault["msg"],
-            )
-            for fault in error.errors()
-        )
+        faults = tuple(field_fault(fault["loc"][1:], fault["msg"]) for fault in error.errors())
         return _problem(422, "invalid_fields", "The fields are not valid.", request_id, faults)
     if isinstance(error, HTTPException):
         code = _HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
@@ -148,6 +143,11 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
             code = getattr(error, "code", "error")
             return _problem(_STATUS[kind], code, _sentence(str(error)), request_id)
     return _problem(500, INTERNAL_ERROR, "The service failed.", request_id)
+
+
+def field_fault(place: Sequence[int | str], message: str) -> FieldFault:
+    """Describe a fault of pydantic's; `place` leads from the whole to what is wrong."""
+    return FieldFault(field=".".join(map(str, place)) or "body", message=message)
 
 
 def problem_response(problem: Problem, retry_after_s: int) -> Response:
@@ -173,8 +173,6 @@ def add_error_handlers(app: FastAPI, settings: Settings) -> None:
     """Have every foreseen fault answered as a problem; the rest is the telemetry's to catch."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        if isinstance(error.__cause__, ClientDisconnect):  # FastAPI calls that a malformed body
-            error = ClientGone("the caller left before the body had arrived")
         response = _answer(error, settings, request)
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
