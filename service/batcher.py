@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -90,23 +91,19 @@ class Batcher:
         """Whether the last run raised."""
         return self._blank is not None
 
-    async def submit(self, image: FloatArray, flow: FloatArray) -> FloatArray:
-        """Return the (K,) row of one item; image and flow are (3, S, S).
+    def submit(self, image: FloatArray, flow: FloatArray) -> asyncio.Future[FloatArray]:
+        """Return what will be the (K,) row of one item; image and flow are (3, S, S).
 
-        A cancelled call is dropped at once, unless its batch is under way.
-        Raises: Closed, or whatever the run raised.
+        What is cancelled is dropped at once, unless its batch is under way. It fails with Closed,
+        or whatever the run raised. Raises: Closed.
         """
         if self._closing or not self.alive:
             raise Closed("the service is shutting down")
         job = _job(image, flow)
+        job.row.add_done_callback(partial(self._drop, job))
         self._jobs.append(job)
         self._wake.set()
-        try:
-            return await job.row
-        finally:
-            # Not by `remove`: where the job was taken, that would describe it, pixels and all.
-            if job in self._jobs:
-                self._jobs.remove(job)
+        return job.row
 
     async def call(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, called in the thread of the runs, between two of them."""
@@ -144,6 +141,11 @@ class Batcher:
             for job in self._jobs:
                 _fail(job, Closed("the service is shutting down"))
             self._jobs.clear()
+
+    def _drop(self, job: _Job, row: asyncio.Future[FloatArray]) -> None:
+        # Not by `remove` alone: where the job was taken, that would describe it, pixels and all.
+        if row.cancelled() and job in self._jobs:
+            self._jobs.remove(job)
 
     async def _woken(self) -> None:
         """Wait for work. After a failed run not for long: without traffic nobody else finds out."""

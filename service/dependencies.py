@@ -72,18 +72,20 @@ ReadyDep = Depends(_ready)
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await the work; cancel it when the caller hangs up. Raises: ClientGone."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_hung_up(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the caller has gone")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
+        async with asyncio.timeout(None) as patience:
+            watching = asyncio.create_task(_end_when_gone(request, patience))
+            try:
+                return await work
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise ClientGone("the caller has gone") from None
 
 
-async def _hung_up(request: Request) -> None:
+async def _end_when_gone(request: Request, patience: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    patience.reschedule(asyncio.get_running_loop().time())

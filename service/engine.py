@@ -439,7 +439,7 @@ class Engine:
     async def _rows(
         self, model: Model, tensors: Sequence[tuple[FloatArray, FloatArray]]
     ) -> list[FloatArray]:
-        return await asyncio.gather(*(model.batcher.submit(*pair) for pair in tensors))
+        return await asyncio.gather(*[model.batcher.submit(*pair) for pair in tensors])
 
     async def _in_worker(
         self,

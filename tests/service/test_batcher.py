@@ -43,16 +43,16 @@ def batcher(network: Network, sizes: tuple[int, ...] = (1, 2, 4)) -> Batcher:
     return Batcher(network, sizes=sizes)
 
 
-async def held_batcher(network: Network, **options: object) -> tuple[Batcher, asyncio.Task]:
+async def held_batcher(network: Network, **options: object) -> tuple[Batcher, asyncio.Future]:
     """Return a batcher whose worker is busy with item 0."""
     busy = batcher(network, **options)
-    first = asyncio.create_task(busy.submit(item(0), FLOW))
+    first = busy.submit(item(0), FLOW)
     await asyncio.to_thread(network.started.wait, 10)
     return busy, first
 
 
-def submit_all(busy: Batcher, numbers: list[float]) -> list[asyncio.Task]:
-    return [asyncio.create_task(busy.submit(item(number), FLOW)) for number in numbers]
+def submit_all(busy: Batcher, numbers: list[float]) -> list[asyncio.Future]:
+    return [busy.submit(item(number), FLOW) for number in numbers]
 
 
 def test_everyone_gets_their_own_row() -> None:
@@ -195,7 +195,7 @@ def test_a_network_thread_that_ends_fails_its_batch_and_is_replaced() -> None:
 
         heard = Listener()
         busy = Batcher(network, sizes=(1, 2), name="tiny", observer=heard)
-        lost = asyncio.create_task(busy.submit(item(0), FLOW))
+        lost = busy.submit(item(0), FLOW)
         await until(lambda: bool(threads))
         waiting = submit_all(busy, [1, 2])
         await asyncio.sleep(0)
@@ -241,7 +241,7 @@ def test_how_long_each_item_waited_for_its_run_is_told() -> None:
         heard = Listener()
         network = Network(held=True)
         busy = Batcher(network, sizes=(1, 2), observer=heard)
-        first = asyncio.create_task(busy.submit(item(0), FLOW))
+        first = busy.submit(item(0), FLOW)
         await asyncio.to_thread(network.started.wait, 10)
         rest = submit_all(busy, [1, 2])
         await asyncio.sleep(0.05)
@@ -271,8 +271,7 @@ def test_a_leaver_is_held_no_longer_though_the_network_is_busy() -> None:
         leaver, stays = submit_all(busy, [1, 2])
         await asyncio.sleep(0)
         leaver.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await leaver
+        await asyncio.sleep(0)
         assert len(busy._jobs) == 1  # noqa: SLF001 - what it holds is seen nowhere else
         network.may_go.set()
         await first
