@@ -17,10 +17,13 @@ import argparse
 import asyncio
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.client import HTTPResponse
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -29,7 +32,6 @@ import cv2
 import numpy as np
 from report import heading
 from traffic import (
-    Caller,
     Served,
     Stretch,
     drawn_pair,
@@ -123,12 +125,15 @@ def bare_loop(upload: Upload) -> Iterator[Connection]:
         process.join(60)
 
 
-async def singles(
+def singles(
     bare: Connection, served: Served, request: bytes, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Answer single pairs in turn; milliseconds in the bare loop and through the service."""
+    """Answer single pairs in turn; milliseconds in the bare loop and through the service.
+
+    Asked from a plain socket: an event loop on this side would add its own wakening.
+    """
     alone, through = [], []
-    async with Caller.connected(served.port) as caller:
+    with socket.create_connection(("127.0.0.1", served.port)) as caller:
         for number in range(pairs + WARM_UP_PAIRS):
             for which in ("bare", "service") if number % 2 else ("service", "bare"):
                 if which == "bare":
@@ -136,15 +141,19 @@ async def singles(
                     alone.append(1e3 * bare.recv())
                     continue
                 start = time.perf_counter()
-                if await caller.ask(request) != 200:  # noqa: PLR2004 - HTTP's own number
-                    raise SystemExit("the service refused a single pair")
+                caller.sendall(request)
+                answer = HTTPResponse(caller)
+                answer.begin()
+                answer.read()
                 through.append(1e3 * (time.perf_counter() - start))
+                if answer.status != HTTPStatus.OK:
+                    raise SystemExit("the service refused a single pair")
     return alone[WARM_UP_PAIRS:], through[WARM_UP_PAIRS:]
 
 
 def print_singles(bare: Connection, served: Served, request: bytes, pairs: int) -> None:
     """Print what the service adds to a pair that comes alone."""
-    alone, through = asyncio.run(singles(bare, served, request, pairs))
+    alone, through = singles(bare, served, request, pairs)
     added = np.subtract(through, alone)
     low, high = np.percentile(added, (25, 75))
     quiet = [float(np.percentile(times, 10)) for times in (alone, through)]
@@ -223,7 +232,9 @@ def main() -> None:
     parser.add_argument("--onset", type=Path, help="picture; none: a drawn pair")
     parser.add_argument("--apex", type=Path)
     parser.add_argument("--singles", type=int, default=100, help="pairs sent one at a time")
-    parser.add_argument("--rounds", type=int, default=7, help="turns at full load")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="turns at full load; 0: only single pairs"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--rates", type=float, nargs="*", help="default: shares of the capacity")
     parser.add_argument("--rate-seconds", type=float, default=20.0, help="at each rate")
@@ -245,6 +256,8 @@ def main() -> None:
     )
     with serving() as served, bare_loop(Upload(*pair)) as bare:
         print_singles(bare, served, request, arguments.singles)
+        if not arguments.rounds:
+            return
         capacity = print_capacity(bare, served, request, arguments.rounds, arguments.seconds)
         rates = arguments.rates
         if rates is None:

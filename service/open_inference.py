@@ -19,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import ModelNotFound, ShapeError
 from model.session import Session
-from service.dependencies import EngineDep, ReadyDep, unless_gone
-from service.engine import Engine
+from service.dependencies import ReadyDep, engine_of, unless_gone
 from service.errors import PROBLEM_JSON, ClientGone
 from service.examples import (
     INFER_REQUEST,
@@ -137,8 +136,9 @@ async def ready() -> ServerReady:
     summary="List the loaded models",
     responses=answered(models=V2_INDEX) | errors_v2(*_AT_HEADERS),
 )
-async def index(engine: EngineDep) -> list[IndexEntry]:
+async def index(request: Request) -> list[IndexEntry]:
     """Every model; a body is not read."""
+    engine = engine_of(request)
     trouble = engine.trouble
     return [
         IndexEntry(
@@ -155,9 +155,9 @@ _MODEL_RESPONSES = answered(model=V2_MODEL) | errors_v2(*_OF_MODEL)
 
 
 @router.get("/models/{name}", summary="Describe a model's tensors", responses=_MODEL_RESPONSES)
-async def model(engine: EngineDep, name: Name) -> ModelMetadata:
+async def model(request: Request, name: Name) -> ModelMetadata:
     """Tell what it takes and gives; `GET /models/{name}` has its classes and all the rest."""
-    return _metadata(_loaded(engine, name))
+    return _metadata(_loaded(request, name))
 
 
 @router.get(
@@ -165,9 +165,9 @@ async def model(engine: EngineDep, name: Name) -> ModelMetadata:
     summary="Describe the tensors of one version of a model",
     responses=_MODEL_RESPONSES,
 )
-async def model_version(engine: EngineDep, name: Name, version: Version) -> ModelMetadata:
+async def model_version(request: Request, name: Name, version: Version) -> ModelMetadata:
     """Do the same for one version; only the one that is loaded is found."""
-    return _metadata(_loaded(engine, name, version))
+    return _metadata(_loaded(request, name, version))
 
 
 _MODEL_READY_RESPONSES = answered(ready=V2_MODEL_READY) | errors_v2(
@@ -181,9 +181,9 @@ _MODEL_READY_RESPONSES = answered(ready=V2_MODEL_READY) | errors_v2(
     dependencies=[ReadyDep],
     responses=_MODEL_READY_RESPONSES,
 )
-async def model_ready(engine: EngineDep, name: Name) -> ModelReady:
+async def model_ready(request: Request, name: Name) -> ModelReady:
     """Yes, when the service is ready and the model loaded."""
-    return ModelReady(name=_loaded(engine, name).spec.name)
+    return ModelReady(name=_loaded(request, name).spec.name)
 
 
 @router.get(
@@ -192,9 +192,9 @@ async def model_ready(engine: EngineDep, name: Name) -> ModelReady:
     dependencies=[ReadyDep],
     responses=_MODEL_READY_RESPONSES,
 )
-async def version_ready(engine: EngineDep, name: Name, version: Version) -> ModelReady:
+async def version_ready(request: Request, name: Name, version: Version) -> ModelReady:
     """Yes, when the service is ready and that version loaded."""
-    return ModelReady(name=_loaded(engine, name, version).spec.name)
+    return ModelReady(name=_loaded(request, name, version).spec.name)
 
 
 _INFER_RESPONSES = answered(probabilities=INFER_RESPONSE) | errors_v2(*_OF_INFER)
@@ -217,15 +217,13 @@ HeaderLength = Annotated[
     responses=_INFER_RESPONSES,
     openapi_extra=_INFER_BODY,
 )
-async def infer(
-    request: Request, engine: EngineDep, name: Name, json_bytes: HeaderLength = None
-) -> Response:
+async def infer(request: Request, name: Name, json_bytes: HeaderLength = None) -> Response:
     """Answer with the calibrated probabilities of each pair's classes.
 
     `image` and `flow` are what the service's own preprocessing makes of a pair (`model.tensors`).
     Tensors tell nothing of motion or of quality: **no gate is applied, and nothing abstains**.
     """
-    return await _inferred(request, engine, _loaded(engine, name), json_bytes)
+    return await _inferred(request, _loaded(request, name), json_bytes)
 
 
 @router.post(
@@ -236,20 +234,15 @@ async def infer(
     openapi_extra=_INFER_BODY,
 )
 async def infer_version(
-    request: Request,
-    engine: EngineDep,
-    name: Name,
-    version: Version,
-    json_bytes: HeaderLength = None,
+    request: Request, name: Name, version: Version, json_bytes: HeaderLength = None
 ) -> Response:
     """Do the same, and only with that version."""
-    session = _loaded(engine, name, version)
-    return await _inferred(request, engine, session, json_bytes, version)
+    session = _loaded(request, name, version)
+    return await _inferred(request, session, json_bytes, version)
 
 
 async def _inferred(
     request: Request,
-    engine: Engine,
     session: Session,
     json_bytes: str | None,
     version: str | None = None,
@@ -260,7 +253,7 @@ async def _inferred(
     parse = partial(read, body, length, session.spec.input_size)
     asked = await to_thread.run_sync(parse, limiter=request.state.parsing)
     before_infer = time.perf_counter()
-    used, rows = await _rows(request, engine, asked, session.spec.name)
+    used, rows = await _rows(request, asked, session.spec.name)
     end = time.perf_counter()
     if version is not None:
         _checked(used, version)  # the model may have been replaced meanwhile
@@ -272,11 +265,9 @@ async def _inferred(
     return Response(content, media_type=_BYTES, headers={_HEADER_LENGTH: str(head)})
 
 
-async def _rows(
-    request: Request, engine: Engine, asked: Asked, name: str
-) -> tuple[Session, FloatArray]:
+async def _rows(request: Request, asked: Asked, name: str) -> tuple[Session, FloatArray]:
     try:
-        return await unless_gone(request, engine.infer(asked.image, asked.flow, name))
+        return await unless_gone(request, engine_of(request).infer(asked.image, asked.flow, name))
     except ShapeError:  # the model was replaced meanwhile
         raise TensorsInvalid("the model takes tensors of another size now") from None
 
@@ -316,8 +307,8 @@ def _announced(request: Request) -> int:
     return int(length) if length.isdecimal() and len(length) <= _MAX_DIGITS else 0
 
 
-def _loaded(engine: Engine, name: str, version: str | None = None) -> Session:
-    session = engine.session(name)
+def _loaded(request: Request, name: str, version: str | None = None) -> Session:
+    session = engine_of(request).session(name)
     return session if version is None else _checked(session, version)
 
 

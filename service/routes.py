@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.answers import Answer, Upload
-from service.dependencies import EngineDep, ReadyDep, RequestIdDep, TelemetryDep, unless_gone
-from service.errors import INTERNAL_ERROR, problem_of
+from service.dependencies import ReadyDep, engine_of, telemetry_of, unless_gone
+from service.errors import INTERNAL_ERROR, problem_of, request_id_of
 from service.examples import (
     BATCH_PREDICTION,
     CLIP_PREDICTION,
@@ -74,13 +74,7 @@ _OF_PICTURES = (
     responses=answered(pair=PAIR_PREDICTION, clip=CLIP_PREDICTION)
     | problems(*_ANSWERED_ALWAYS, *_OF_PICTURES, *_OF_PREDICTIONS),
 )
-async def predict(
-    request: Request,
-    response: Response,
-    engine: EngineDep,
-    telemetry: TelemetryDep,
-    request_id: RequestIdDep,
-) -> Prediction:
+async def predict(request: Request, response: Response) -> Prediction:
     """Recognise the expression that a face shows in a pair of frames or in a clip.
 
     Send **one** of three: `onset` and `apex`, two frames of one recording of one person and of
@@ -92,15 +86,15 @@ async def predict(
     with the reason `no_movement`.
     """
     form = await PredictForm.sent_in(request)
-    sent = form.sent
+    engine, sent = engine_of(request), form.sent
     work = (
         engine.predict(sent, form.options)
         if isinstance(sent, Upload)
         else engine.predict_clip(sent, form.options)
     )
     answer = await unless_gone(request, work)
-    prediction = Prediction.of(answer, request_id)
-    telemetry.answered(prediction, answer.moments)
+    prediction = Prediction.of(answer, request_id_of(request))
+    telemetry_of(request).answered(prediction, answer.moments)
     response.headers["Server-Timing"] = ", ".join(
         f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items()
     )
@@ -114,17 +108,16 @@ async def predict(
     openapi_extra=form_body(BatchForm),
     responses=answered(batch=BATCH_PREDICTION) | problems(*_ANSWERED_ALWAYS, *_OF_PREDICTIONS),
 )
-async def predict_batch(
-    request: Request, engine: EngineDep, telemetry: TelemetryDep, request_id: RequestIdDep
-) -> BatchPrediction:
+async def predict_batch(request: Request) -> BatchPrediction:
     """Recognise the expressions of up to 16 pairs: the n-th onset belongs to the n-th apex.
 
     The answers stand in request order. A pair that cannot be answered has a problem in its
     place, with the status that it would have had alone; the rest are answered.
     """
     form = await BatchForm.sent_in(request)
-    work = engine.predict_many(form.sent, form.options)
+    work = engine_of(request).predict_many(form.sent, form.options)
     answers = await unless_gone(request, work)
+    request_id, telemetry = request_id_of(request), telemetry_of(request)
     return BatchPrediction(
         request_id=request_id,
         results=tuple(_result(answer, request_id, telemetry) for answer in answers),
@@ -151,11 +144,11 @@ def _result(
     summary="List the loaded models",
     responses=answered(models=[MODEL_CARD]) | problems(*_ANSWERED_ALWAYS),
 )
-async def models(engine: EngineDep) -> list[ModelCard]:
+async def models(request: Request) -> list[ModelCard]:
     """Every model that a request may name; the default comes first."""
     return [
         ModelCard.of(session, default=place == 0)
-        for place, session in enumerate(engine.sessions.values())
+        for place, session in enumerate(engine_of(request).sessions.values())
     ]
 
 
@@ -166,8 +159,9 @@ async def models(engine: EngineDep) -> list[ModelCard]:
     responses=answered(model=MODEL_CARD)
     | problems(*_ANSWERED_ALWAYS, "model_not_found", "invalid_fields"),
 )
-async def model(engine: EngineDep, name: Annotated[str, Path(max_length=MODEL_NAME)]) -> ModelCard:
+async def model(request: Request, name: Annotated[str, Path(max_length=MODEL_NAME)]) -> ModelCard:
     """Its spec, classes, hash, data, licence and measured scores."""
+    engine = engine_of(request)
     session = engine.session(name)
     return ModelCard.of(session, default=session is engine.session())
 
@@ -205,6 +199,7 @@ async def ready() -> Health:
     responses=problems(*_ANSWERED_ALWAYS)
     | {200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}}}},
 )
-async def metrics(telemetry: TelemetryDep) -> Response:
+async def metrics(request: Request) -> Response:
     """Show counts and durations; nothing of any picture."""
-    return Response(await asyncio.to_thread(telemetry.exposition), media_type=CONTENT_TYPE_LATEST)
+    exposition = await asyncio.to_thread(telemetry_of(request).exposition)
+    return Response(exposition, media_type=CONTENT_TYPE_LATEST)
