@@ -232,6 +232,14 @@ def test_text_in_place_of_a_file_is_422(client: TestClient) -> None:
     assert body["errors"][0]["message"] == "must be a file: give the part a file name"
 
 
+def test_a_file_in_place_of_text_is_422(client: TestClient, pictures: Pictures) -> None:
+    files = {"onset": pictures.onset, "apex": pictures.onset, "faces": ("f", b"1")}
+    body = assert_problem(client.post("/predict", files=files), 422, "invalid_fields")
+    assert body["errors"] == [
+        {"field": "faces", "message": "must be text: give the part no file name"}
+    ]
+
+
 def test_an_unknown_field_is_422(client: TestClient, pictures: Pictures) -> None:
     body = assert_problem(
         post(client, pictures.onset, pictures.onset, colour="red"), 422, "invalid_fields"
