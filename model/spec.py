@@ -1,10 +1,11 @@
 """ModelSpec: everything needed to reproduce a prediction, as JSON beside the ONNX file."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -12,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from model.errors import ModelNotFound, SpecInvalid, SpecMismatch
 
 __all__ = [
+    "ABSTAINED",
     "DEFAULT_FLOW",
     "PREPROCESSING_VERSION",
     "Alignment",
@@ -21,6 +23,7 @@ __all__ = [
     "Normalisation",
     "Provenance",
     "QualityLimits",
+    "Reference",
     "Score",
     "file_sha256",
     "load_spec",
@@ -29,6 +32,9 @@ __all__ = [
 
 PREPROCESSING_VERSION = 1
 """Raised whenever a preprocessing function changes what it returns for the same spec."""
+
+ABSTAINED = "abstained"
+"""Beside the classes, the answer that is counted where none stands."""
 
 _FROZEN = ConfigDict(extra="forbid")
 
@@ -167,6 +173,30 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
+class Reference:
+    """How often each answer was given where the model was measured.
+
+    What a service answers is compared with it: what differs much is another sort of picture, or
+    another mix of expressions, than the model's scores speak of.
+    """
+
+    shares: Mapping[str, Annotated[float, Field(ge=0, le=1)]]
+    """Of all answers, 0 to 1: those that stand, by class, and `abstained`. Together 1."""
+    answers: int = Field(ge=1)
+    """How many were counted."""
+    protocol: str
+    """Whose answers, chosen how, and the command that counts them."""
+
+    def __post_init__(self) -> None:
+        whole = math.fsum(self.shares.values())
+        if not math.isclose(whole, 1, abs_tol=_SHARE_TOLERANCE):
+            raise ValueError(f"the shares of all answers must add up to 1, these to {whole:g}")
+
+
+_SHARE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
 class ModelSpec:
     """Everything that fixes a prediction, beside the weights themselves."""
 
@@ -198,6 +228,13 @@ class ModelSpec:
     onnx_sha256: str = ""
     """Of the ONNX file; empty in the copy inside that file's own metadata."""
     scores: tuple[Score, ...] = ()
+    reference: Reference | None = None
+    """None: nobody counted, so nobody can tell whether what is answered has drifted."""
+
+    def __post_init__(self) -> None:
+        answers = {*self.classes, ABSTAINED}
+        if self.reference is not None and self.reference.shares.keys() != answers:
+            raise ValueError(f"reference: shares must be of {', '.join(sorted(answers))}")
 
     def to_json(self) -> str:
         """Return the spec as indented JSON, ending in a newline."""
@@ -226,8 +263,8 @@ class ModelSpec:
         return spec
 
     def embedded(self) -> "ModelSpec":
-        """Return the copy that travels inside the ONNX file: without its hash and scores."""
-        return replace(self, onnx_sha256="", scores=())
+        """Return the copy that travels inside the ONNX file: without hash, scores, reference."""
+        return replace(self, onnx_sha256="", scores=(), reference=None)
 
     def preprocessing_key(self) -> str:
         """Return a hash of what fixes alignment and flow, to key caches of prepared pairs."""

@@ -110,6 +110,9 @@ def _model_table(spec: ModelSpec) -> Table:
     table.add_row("SHA-256", spec.onnx_sha256)
     for score in spec.scores:
         table.add_row(score.metric, f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})")
+    if spec.reference is not None:
+        shares = (f"{answer} {share:.1%}" for answer, share in spec.reference.shares.items())
+        table.add_row("answers, as measured", ", ".join(shares))
     return table
 
 

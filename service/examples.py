@@ -23,7 +23,7 @@ from model.errors import (
     NotAnImage,
     TooFewFrames,
 )
-from model.spec import ModelSpec, Provenance
+from model.spec import ModelSpec, Provenance, Reference
 from service.errors import FieldsInvalid, problem_of
 from service.faults import (
     Closed,
@@ -226,6 +226,11 @@ _SPEC = ModelSpec(
     classes=("negative", "positive", "surprise"),
     onnx_sha256=_MODEL["sha256"],
     provenance=Provenance(data="synthetic pairs", licence="MIT", training_commit="0d06" * 10),
+    reference=Reference(
+        shares={"negative": 0.3, "positive": 0.32, "surprise": 0.29, "abstained": 0.09},
+        answers=200,
+        protocol="synthetic pairs of people of the test split; pairs with an expression only",
+    ),
 )
 MODEL_CARD: dict[str, Any] = {
     **_MODEL,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
+from itertools import product
 from platform import python_version
 from typing import get_args
 
@@ -17,11 +18,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model.spec import ModelSpec
 from service.admission import Admission
 from service.engine import Engine, Trouble
 from service.errors import REJECTIONS
 from service.observer import Change, Place, Wait, Why
-from service.schemas import Judged, Prediction
+from service.schemas import Judged, Prediction, Reason
 from service.settings import Settings
 
 __all__ = ["AnswerMetrics", "RequestMetrics", "State", "WorkMetrics", "tell_build"]
@@ -143,6 +145,12 @@ class AnswerMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.predictions = Counter(
+            "mfdan_predictions",
+            "Pairs and clips answered, by whether a face was found.",
+            ("kind", "faces"),
+            registry=registry,
+        )
         self.faces = Counter("mfdan_faces", "Faces answered.", registry=registry)
         self.clips = Counter(
             "mfdan_clips", "Clips answered, by container.", ("container",), registry=registry
@@ -186,10 +194,20 @@ class AnswerMetrics:
             buckets=_PIXELS,
             registry=registry,
         )
+        for kind, faces in product(("pair", "clip"), ("none", "some")):
+            self.predictions.labels(kind, faces)
+
+    def begin_at_zero(self, spec: ModelSpec) -> None:
+        """Show what a model has never answered as 0: an increase from nothing is none."""
+        for label in spec.classes:
+            self.labels.labels(spec.name, label)
+        for reason in get_args(Reason):
+            self.abstentions.labels(spec.name, reason)
 
     def count(self, prediction: Prediction) -> None:
         """Count the answer to one pair or clip."""
         kind = "pair" if prediction.clip is None else "clip"
+        self.predictions.labels(kind, "some" if prediction.faces else "none").inc()
         self.count_stages(kind, prediction.timings_ms)
         if prediction.clip is not None:
             self.clips.labels(prediction.clip.container).inc()
@@ -310,9 +328,17 @@ def _models(engine: Engine) -> Iterator[Metric]:
         "1 for a model for which a GPU was asked and not got.",
         labels=["model"],
     )
+    reference = GaugeMetricFamily(
+        "mfdan_reference_ratio",
+        "Share of each answer where the model was measured, if its spec tells.",
+        labels=["model", "answer"],
+    )
     for name, session in engine.sessions.items():
         spec = session.spec
         about = {"version": spec.version, "sha256": spec.onnx_sha256, "provider": session.provider}
         models.add_metric([], {"name": name, **about})
         fallback.add_metric([name], session.fell_back)
-    yield from (models, fallback)
+        shares = spec.reference.shares if spec.reference else {}
+        for answer, share in shares.items():
+            reference.add_metric([name, answer], share)
+    yield from (models, fallback, reference)

@@ -108,7 +108,10 @@ class Telemetry(Observer):
     def _loaded(self, name: str) -> None:
         self._work.batch_failures.labels(name)  # begins at 0
         session = self._engine.sessions.get(name) if self._engine else None
-        if session is not None and session.fell_back:
+        if session is None:
+            return
+        self._answers.begin_at_zero(session.spec)
+        if session.fell_back:
             self.log.warning("a GPU was asked for and not got", model=name)
 
     def answered(self, prediction: Prediction, moments: Moments) -> None:

@@ -53,6 +53,7 @@ class Calibration:
             motion_gate_px=self.motion_gate_px,
             abstention_threshold=self.abstention_threshold,
             scores=(),
+            reference=None,
         )
 
 

@@ -9,6 +9,7 @@ from model.spec import (
     FlowMethod,
     ModelSpec,
     Provenance,
+    Reference,
     Score,
     file_sha256,
     load_spec,
@@ -23,6 +24,9 @@ SPEC = ModelSpec(
     scores=(Score(metric="UF1", value=0.5, low=0.4, high=0.6, protocol="by hand"),),
 )
 
+SHARES = {"negative": 0.25, "positive": 0.5, "surprise": 0.125, "abstained": 0.125}
+REFERENCE = Reference(shares=SHARES, answers=8, protocol="by hand")
+
 
 def written(folder: Path, spec: ModelSpec, weights: bytes = b"weights") -> Path:
     path = folder / "tiny.onnx"
@@ -33,15 +37,17 @@ def written(folder: Path, spec: ModelSpec, weights: bytes = b"weights") -> Path:
 
 def test_a_spec_survives_the_way_through_json() -> None:
     assert ModelSpec.from_json(SPEC.to_json()) == SPEC
+    measured = replace(SPEC, reference=REFERENCE)
+    assert ModelSpec.from_json(measured.to_json()) == measured
 
 
 def test_the_spec_lies_beside_its_weights() -> None:
     assert spec_path(Path("a/b.onnx")) == Path("a/b.onnx.json")
 
 
-def test_the_embedded_copy_has_neither_hash_nor_scores() -> None:
-    embedded = replace(SPEC, onnx_sha256="f" * 64).embedded()
-    assert (embedded.onnx_sha256, embedded.scores) == ("", ())
+def test_the_embedded_copy_has_neither_hash_nor_what_was_measured() -> None:
+    embedded = replace(SPEC, onnx_sha256="f" * 64, reference=REFERENCE).embedded()
+    assert (embedded.onnx_sha256, embedded.scores, embedded.reference) == ("", (), None)
     assert replace(embedded, scores=SPEC.scores) == SPEC
 
 
@@ -53,6 +59,11 @@ def test_the_embedded_copy_has_neither_hash_nor_scores() -> None:
         ("name", "../../etc"),
         ("flow", {"algorithm": "raft", "parameters": {}}),
         ("surplus", 1),
+        ("reference", {"shares": {"abstained": 1}, "answers": 3, "protocol": ""}),
+        ("reference", {"shares": SHARES | {"anger": 0}, "answers": 3, "protocol": ""}),
+        ("reference", {"shares": SHARES | {"negative": 0.3}, "answers": 3, "protocol": ""}),
+        ("reference", {"shares": SHARES | {"negative": -1}, "answers": 3, "protocol": ""}),
+        ("reference", {"shares": SHARES, "answers": 0, "protocol": ""}),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: object) -> None:

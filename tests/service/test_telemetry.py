@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import get_args
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -20,12 +21,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from serving import HeldSession, MakeSettings, Pictures, Serve, wait_for
 from starlette.types import Receive, Scope, Send
-from tiny_model import tiny_spec, write_tiny_model
+from tiny_model import CLASSES, tiny_spec, write_tiny_model
 from tritonclient.http import InferenceServerClient, InferInput
 
+from model.spec import Reference
 from service.errors import Cut
 from service.gpu_memory import watch_gpu_memory
 from service.keys import digest_of, new_token
+from service.schemas import Reason
 from service.telemetry import Telemetry, TelemetryMiddleware
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -66,8 +69,9 @@ def test_metrics_count_what_was_answered(serve: Serve, pictures: Pictures) -> No
     assert found["mfdan_requests_total", requests("/predict/batch", 200)] == 1
     assert found["mfdan_rejections_total", (("code", "not_an_image"),)] == 2
     assert found["mfdan_faces_total", ()] == 2
+    assert found["mfdan_predictions_total", answered("pair", "some")] == 2
     stands = [value for (name, _), value in found.items() if name == "mfdan_labels_total"]
-    assert stands == [1]
+    assert sorted(stands) == [0, 0, 1]
     abstained = (("model", "tiny"), ("reason", "no_movement"))
     assert found["mfdan_abstentions_total", abstained] == 1
     assert found["mfdan_batch_size_sum", ()] == 2
@@ -102,6 +106,7 @@ def test_metrics_count_clips_their_seconds_and_who_chose_their_frames(serve: Ser
         client.post("/predict", files={"clip": b"x"})
         counts = samples(client)
     assert counts["mfdan_clips_total", (("container", "mp4"),)] == 2
+    assert counts["mfdan_predictions_total", answered("clip", "some")] == 2
     assert counts["mfdan_clip_seconds_total", ()] == pytest.approx(2.4)
     assert counts["mfdan_candidates_total", (("source", "given"),)] == 1
     spotted = counts["mfdan_candidates_total", (("source", "spotted"),)]
@@ -127,6 +132,23 @@ def test_metrics_count_what_was_answered_for_tensors(client: TestClient) -> None
         assert after[f"{name}_count", labels] - before.get((f"{name}_count", labels), 0) == 1
         seconds[stage] = after[f"{name}_sum", labels] - before.get((f"{name}_sum", labels), 0)
     assert 0 < seconds["infer"] < seconds["total"] < 20
+
+
+def test_a_pair_without_a_face_is_counted_as_such(serve: Serve, pictures: Pictures) -> None:
+    empty = np.full((240, 320, 3), 127, np.uint8)
+    encoded = cv2.imencode(".png", empty)[1].tobytes()
+    with serve() as client:
+        answer = client.post("/predict", files={"onset": encoded, "apex": encoded})
+        assert answer.json()["faces"] == []
+        client.post("/predict", files=pictures.pair)
+        found = samples(client)
+    assert found["mfdan_predictions_total", answered("pair", "none")] == 1
+    assert found["mfdan_predictions_total", answered("pair", "some")] == 1
+    assert found["mfdan_predictions_total", answered("clip", "none")] == 0
+
+
+def answered(kind: str, faces: str) -> tuple[tuple[str, str], ...]:
+    return (("faces", faces), ("kind", kind))
 
 
 def requests(route: str, status: int) -> tuple[tuple[str, str], ...]:
@@ -331,6 +353,41 @@ def test_models_that_come_and_go_are_shown_as_they_are(serve: Serve, tmp_path: P
         found = samples(client)
     assert found["mfdan_model_changes_total", (("change", "loaded"),)] == 1
     assert found["mfdan_model_changes_total", (("change", "unloaded"),)] == 1
+
+
+def test_every_class_and_reason_of_a_model_begins_at_zero_when_it_is_loaded(
+    serve: Serve, tmp_path: Path
+) -> None:
+    write_tiny_model(tmp_path)
+    with serve(models_dir=tmp_path, reload_s=0.05) as client:
+        write_tiny_model(tmp_path, replace(tiny_spec(), name="other"))
+        wait_for(lambda: samples(client)["mfdan_model_changes_total", (("change", "loaded"),)])
+        found = samples(client)
+    for model in ("tiny", "other"):
+        for label in CLASSES:
+            assert found["mfdan_labels_total", (("label", label), ("model", model))] == 0
+        for reason in get_args(Reason):
+            assert found["mfdan_abstentions_total", (("model", model), ("reason", reason))] == 0
+
+
+def test_the_reference_of_a_model_is_shown_and_goes_with_it(serve: Serve, tmp_path: Path) -> None:
+    shares = {"negative": 0.5, "positive": 0.25, "surprise": 0.125, "abstained": 0.125}
+    write_tiny_model(tmp_path)
+    reference = Reference(shares=shares, answers=8, protocol="by hand")
+    other = write_tiny_model(tmp_path, replace(tiny_spec(), name="z", reference=reference))
+    with serve(models_dir=tmp_path, reload_s=0.05) as client:
+        assert references(client) == {("z", answer): share for answer, share in shares.items()}
+        other.unlink()
+        wait_for(lambda: models_shown(client) == {"tiny"})
+        assert references(client) == {}
+
+
+def references(client: TestClient) -> dict[tuple[str, str], float]:
+    return {
+        (dict(labels)["model"], dict(labels)["answer"]): share
+        for (name, labels), share in samples(client).items()
+        if name == "mfdan_reference_ratio"
+    }
 
 
 def models_shown(client: TestClient) -> set[str]:
