@@ -1,6 +1,7 @@
 """A served model on any manifest: its answers, and the scores of these."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.progress import track
 
 from model.pipeline import network_inputs
 from model.session import Session
-from model.spec import ModelSpec, Score, spec_path
+from model.spec import ABSTAINED, ModelSpec, Reference, Score, spec_path
 from model.verdict import Verdict, judge
 from training.data.labels import Labels
 from training.data.pairs import NOTHING, SYNTH_NOTE, Pair, manifest_path, read_pairs
@@ -34,9 +35,10 @@ __all__ = [
     "described",
     "evaluate",
     "protocol",
+    "spec_reference",
     "spec_scores",
     "write_evaluation",
-    "write_scores",
+    "write_spec",
 ]
 
 _BATCH = 8
@@ -165,8 +167,8 @@ def _answer(
     return answers
 
 
-def protocol(answered: Answered) -> str:
-    """Say how the scores of these answers are measured."""
+def protocol(answered: Answered, how: str = "95 % bootstrap interval over people") -> str:
+    """Say how the scores of these answers are measured, or what else is counted, and `how`."""
     spec = answered.spec
     seed = spec.provenance.seed
     mapped, gates = _mapping_words(answered), spec.provenance.gates
@@ -179,7 +181,7 @@ def protocol(answered: Answered) -> str:
                 mapped,
                 gates and f"gates chosen on {gates}",
                 "one model" if seed is None else f"last step of one run, seed {seed}",
-                "95 % bootstrap interval over people",
+                how,
                 f"`mfdan-train evaluate --model FILE MANIFEST {command}`",
             ),
         )
@@ -350,6 +352,21 @@ def _score(metric: str, row: ScoreRow | Abstained, words: str) -> Score:
     return Score(metric=metric, value=row.value, low=row.low, high=row.high, protocol=counted)
 
 
+def spec_reference(result: Evaluation, answered: Answered) -> Reference:
+    """Return how often the service would give each answer to the genuine clips."""
+    given = Counter(
+        ABSTAINED if each.abstained else each.predicted(result.classes)
+        for each in result.predictions
+    )
+    people = len({each.person for each in result.predictions})
+    words = protocol(answered, "clips with an expression only")
+    return Reference(
+        shares={name: given[name] / given.total() for name in (*result.classes, ABSTAINED)},
+        answers=given.total(),
+        protocol=f"{words}; {given.total()} clips of {people} people",
+    )
+
+
 def write_evaluation(out: Path, answered: Answered, result: Evaluation) -> None:
     """Write `predictions.csv` (of the genuine clips), then `scores.json`. Raises: OSError."""
     out.mkdir(parents=True, exist_ok=True)
@@ -371,6 +388,6 @@ def write_evaluation(out: Path, answered: Answered, result: Evaluation) -> None:
     write_text_atomically(out / "scores.json", text)
 
 
-def write_scores(model: Path, spec: ModelSpec, scores: tuple[Score, ...]) -> None:
-    """Store the scores in the spec beside the model; the ONNX file itself does not change."""
-    write_text_atomically(spec_path(model), replace(spec, scores=scores).to_json())
+def write_spec(model: Path, spec: ModelSpec) -> None:
+    """Store a spec, with what was measured, beside its model; the ONNX file does not change."""
+    write_text_atomically(spec_path(model), spec.to_json())

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - see above
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,18 +57,28 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     workers: WorkersOption = 0,
     write_spec: Annotated[
-        bool, typer.Option("--write-spec", help="Store the scores beside the model.")
+        bool,
+        typer.Option("--write-spec", help="Store the scores, and the reference, beside the model."),
+    ] = False,
+    write_reference: Annotated[
+        bool,
+        typer.Option(
+            "--write-reference",
+            help="Store only how often each answer was given: with what is answered later, drift "
+            "from it is measured.",
+        ),
     ] = False,
 ) -> None:
     """Score a model, as it is served, on people whom it was not trained on."""
     from training.evaluate import (
         answer_manifest,
         protocol,
+        spec_reference,
         spec_scores,
         write_evaluation,
-        write_scores,
     )
     from training.evaluate import evaluate as score
+    from training.evaluate import write_spec as store
 
     console = Console()
     answered = answer_manifest(
@@ -79,8 +90,14 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     folder = out or Path("runs") / f"evaluate-{spec.name}-{_name_of(manifest)}"
     write_evaluation(folder, answered, result)
     console.print(f"{protocol(answered)}\n{folder}", markup=False, highlight=False, soft_wrap=True)
+    reference = spec_reference(result, answered)
+    shares = (f"{name} {share:.1%}" for name, share in reference.shares.items())
+    console.print(f"answers: {', '.join(shares)}", highlight=False)
     if write_spec:
-        write_scores(model, spec, spec_scores(result, protocol(answered)))
+        scores = spec_scores(result, protocol(answered))
+        store(model, replace(spec, scores=scores, reference=reference))
+    elif write_reference:
+        store(model, replace(spec, reference=reference))
 
 
 def _labels(config: Path | None) -> "Labels | None":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_model import write_tiny_model
 
 from model.session import Session
-from model.spec import load_spec
+from model.spec import Reference, Score, load_spec
 from training.calibrate import (
     STILL_SHARE,
     calibrate,
@@ -129,6 +129,20 @@ def test_new_gates_give_a_model_that_still_fits_its_spec(tmp_path: Path) -> None
     assert spec.abstention_threshold == chosen.abstention_threshold
     assert spec.temperature == chosen.temperature
     assert spec.onnx_sha256 != before.onnx_sha256
+
+
+def test_new_gates_make_scores_and_reference_stale() -> None:
+    measured = replace(
+        SPEC,
+        scores=(Score(metric="uf1", value=1, low=1, high=1, protocol="by hand"),),
+        reference=Reference(
+            shares={"negative": 1, "positive": 0, "surprise": 0, "abstained": 0},
+            answers=1,
+            protocol="by hand",
+        ),
+    )
+    chosen = calibrate([answer("negative", 0, moved=0.7, sure=0.8)], measured)
+    assert (chosen.applied_to(measured).scores, chosen.applied_to(measured).reference) == ((), None)
 
 
 def test_clips_of_unknown_motion_choose_no_gate() -> None:

@@ -21,9 +21,10 @@ from training.evaluate import (
     answer_manifest,
     evaluate,
     protocol,
+    spec_reference,
     spec_scores,
     write_evaluation,
-    write_scores,
+    write_spec,
 )
 from training.scored_people import choose_people, holdout_of
 from training.scoring import read_predictions, score
@@ -218,10 +219,25 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
 def test_scores_in_the_spec_change_nothing_else(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path)
     before = load_spec(path)
-    write_scores(path, before, spec_scores(evaluate(BY_HAND, SPEC), "p"))
+    write_spec(path, replace(before, scores=spec_scores(evaluate(BY_HAND, SPEC), "p")))
     after = Session.open(path).spec
     assert len(after.scores) == 9
     assert replace(after, scores=()) == before
+
+
+def test_the_reference_is_how_often_the_service_gives_each_answer_to_an_expression() -> None:
+    pairs = [each.row.pair for each in BY_HAND]
+    held_out = replace(TINY, val_fraction=0.0, test_fraction=0.99)
+    spec = replace(SPEC, provenance=held_out.spec().provenance)
+    answered = answered_of(spec, Path("pairs.csv"), pairs, answers=BY_HAND)
+    reference = spec_reference(evaluate(BY_HAND, spec), answered)
+    shares = {"negative": 1 / 4, "positive": 1 / 4, "surprise": 0, "abstained": 2 / 4}
+    assert reference.shares == shares
+    assert reference.answers == 4
+    assert "clips with an expression only" in reference.protocol
+    assert "interval" not in reference.protocol
+    assert reference.protocol.endswith("4 clips of 3 people")
+    assert replace(spec, reference=reference).reference == reference
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,31 @@ def test_calibrate_and_evaluate_run_the_served_model_on_people_held_out(
     spec = Session.open(path).spec
     assert {score.metric for score in spec.scores} >= {"uf1", "uar", "accuracy", "abstained_none"}
     assert all("people of drawn of the test split" in score.protocol for score in spec.scores)
-    assert replace(spec, scores=()) == gated
+    assert spec.reference is not None
+    assert sum(spec.reference.shares.values()) == pytest.approx(1)
+    assert "people of drawn of the test split" in spec.reference.protocol
+    assert replace(spec, scores=(), reference=None) == gated
     out = tmp_path / "runs" / f"evaluate-tiny-{pairs_folder.name}"
     document = json.loads((out / "scores.json").read_text())
     forced = ScoreTable.from_json(json.dumps(document["forced"]))
     assert forced.row("uf1").value == spec.scores[0].value
     assert len(read_predictions(out / "predictions.csv")[1]) == forced.row("uf1").clips
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_reference_can_be_stored_without_touching_the_scores(
+    pairs_folder: Path, tmp_path: Path
+) -> None:
+    path = write_model_of(tmp_path, TINY, "elsewhere")
+    before = load_spec(path)
+    options = ("--model", path, pairs_folder, "--out", tmp_path / "out")
+    assert run("evaluate", *options, "--write-reference").exit_code == 0
+    after = Session.open(path).spec
+    assert after.reference is not None
+    assert f"answers: negative {after.reference.shares['negative']:.1%}" in run(
+        "evaluate", *options
+    ).stdout.replace("\n", " ")
+    assert replace(after, reference=None) == before
 
 
 @pytest.mark.usefixtures("prepared")
