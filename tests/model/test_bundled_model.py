@@ -58,6 +58,16 @@ def test_its_card_states_each_score_of_its_spec(session: Session) -> None:
         assert row in card
 
 
+def test_its_card_states_how_often_it_gives_each_answer(session: Session) -> None:
+    reference = session.spec.reference
+    assert reference is not None
+    assert "clips with an expression only" in reference.protocol
+    card = (WEIGHTS / "README.md").read_text()
+    assert f"| {' | '.join(reference.shares)} |" in card
+    assert f"| {' | '.join(f'{share:.3f}' for share in reference.shares.values())} |" in card
+    assert f"Of {reference.answers} pairs" in card
+
+
 def test_its_spec_says_what_it_is_made_from_and_by_which_commit(session: Session) -> None:
     origin = session.spec.provenance
     assert "synthetic" in origin.data
