@@ -11,7 +11,7 @@ TRAIN := $(BIN)/mfdan-train
 RUNS ?= runs
 PINS := pyproject.toml constraints.txt
 
-.PHONY: serve example weights test check lint audit format openapi wheel clean
+.PHONY: serve example weights test check lint audit format openapi rules wheel clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/mfdan serve $(if $(MODEL),--model '$(MODEL)')
@@ -57,6 +57,10 @@ format: $(VENV)/.test
 openapi: $(VENV)/.serve
 	$(BIN)/python -c 'import json; from service.app import create_app; \
 	print(json.dumps(create_app().openapi(), indent=2, ensure_ascii=False))' > openapi.json
+
+# After a change of docker/prometheus/rules.
+rules:
+	docker/kubernetes/components/monitoring/prometheusrule.sh
 
 wheel: $(VENV)/.test
 	rm -rf dist
