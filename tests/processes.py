@@ -37,7 +37,7 @@ class Process:
     @property
     def url(self) -> str:
         """Where it serves."""
-        return self._told(r"serves \S+ on (\S+)")
+        return self._told(r"serves .+ on (http\S+)")
 
     @property
     def metrics_url(self) -> str:
