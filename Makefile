@@ -11,7 +11,7 @@ TRAIN := $(BIN)/mfdan-train
 RUNS ?= runs
 PINS := pyproject.toml constraints.txt
 
-.PHONY: serve example weights test check lint audit format openapi rules wheel clean
+.PHONY: serve example weights test check lint audit format openapi rules requirements image wheel clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/mfdan serve $(if $(MODEL),--model '$(MODEL)')
@@ -45,6 +45,8 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
 	$(BIN)/python .ci/dependencies.py
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck .ci/run $(shell find .ci docker -name '*.sh')
 
 # Asks the index about every pin. Fails where nobody can be asked, unless AUDIT_OFFLINE=1.
 audit: $(VENV)/.test
@@ -61,6 +63,14 @@ openapi: $(VENV)/.serve
 # After a change of docker/prometheus/rules.
 rules:
 	docker/kubernetes/components/monitoring/prometheusrule.sh
+
+# After any change of a pin: what the images install, each file by its hash.
+requirements: $(VENV)/.test
+	docker/image/requirements.sh $(BIN)/uv
+
+# docker/Dockerfile followed without Docker, on Debian and as root: .ci/image.sh tells the rest.
+image: $(VENV)/.test
+	.ci/image.sh $(IMAGE_CACHE)
 
 wheel: $(VENV)/.test
 	rm -rf dist

@@ -1,6 +1,10 @@
-"""Ask a running service for one answer, on a face drawn for the purpose, and check it."""
+"""Ask a running service for one answer, on a face drawn for the purpose, and check it.
+
+With the API key in MFDAN_API_KEY, where it wants one.
+"""
 
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -47,7 +51,10 @@ def picture(frame: object) -> bytes:
 
 def answer(url: str, onset: bytes, apex: bytes) -> dict:
     """Return the answer for the one face of a pair."""
-    response = httpx2.post(f"{url}/predict", files={"onset": onset, "apex": apex}, timeout=60)
+    key = {"X-API-Key": os.environ["MFDAN_API_KEY"]} if "MFDAN_API_KEY" in os.environ else {}
+    response = httpx2.post(
+        f"{url}/predict", files={"onset": onset, "apex": apex}, headers=key, timeout=60
+    )
     check(response.is_success, response.text)
     (face,) = response.json()["faces"]
     return face
