@@ -24,6 +24,10 @@ CALLERS = ("caller", "demo")
 OWNER_ONLY, GROUP_TOO = 0o600, 0o640
 ROOT_GROUP = 0
 """Grafana's own group; Compose adds ours."""
+NO_GPU = (
+    ". Is there a GPU here (nvidia-smi), and NVIDIA's container toolkit? Without, leave out "
+    "-f compose.gpu.yaml"
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,7 +51,8 @@ def main(
         fill_models(settings.models_dir)
         models = ", ".join(open_sessions(settings))
     except (Refused, KeysInvalid, MfdanError) as error:
-        raise failed(f"not prepared: {error}") from None
+        hint = NO_GPU if isinstance(error, MfdanError) and settings.device == "cuda" else ""
+        raise failed(f"not prepared: {error}{hint}") from None
     typer.echo(
         f"""prepared: {models}
   mfdan       {service}/docs, in some seconds
