@@ -251,7 +251,7 @@ def call(*words: str) -> None:
 
 
 class Container:
-    """An image as compose.yaml runs it: read-only, /tmp alone writable, without any privilege."""
+    """An image as docker-compose.yml runs it: read-only, /tmp alone writable, without any privilege."""
 
     def __init__(self, image: Image, root: Path, env: Mapping[str, str]) -> None:
         self._image = image
@@ -304,6 +304,24 @@ def try_out(image: Image, mounts: Mounts) -> None:
         finally:
             stop(served)
         try_health(container, image, well=False)
+
+
+def try_gpu(image: Image, mounts: Mounts) -> None:
+    """Look for the libraries that CUDA needs, and try what happens where there is no GPU."""
+    secrets = mounts.folder("secrets")
+    with mounted(image, mounts, secrets) as root:
+        container = Container(image, root, {"MFDAN_STRICT_GPU": "true", "MFDAN_HOST": "127.0.0.1"})
+        _, out, err = container.run(["/bin/sh", "-c", f"ldd {PROVIDER}"])
+        missing = {line.split()[0] for line in out.splitlines() if "not found" in line}
+        demand("=>" in out and missing <= DRIVERS, f"libraries are missing: {missing} {err}")
+        entry, arguments = image.command("ENTRYPOINT"), image.command("CMD")
+        status, _, said = container.run([*entry, *arguments])
+        demand(status == 1 and "a GPU was asked for" in said, f"without a GPU: {status} {said}")
+
+
+PROVIDER = "/opt/mfdan/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so"
+DRIVERS = {"libcuda.so.1"}
+"""What comes with the driver and not with the image."""
 
 
 def make_key(container: Container, entry: list[str], file: Path) -> str:
@@ -389,8 +407,7 @@ def main() -> None:
     told = asked.parse_args()
     mounts = Mounts(told.work)
     image = Builder(told.base, mounts, told.cache).build(told.target)
-    if told.target == "cpu":
-        try_out(image, mounts)
+    {"cpu": try_out, "gpu": try_gpu}[told.target](image, mounts)
     total = weigh(image)
     limit = LIMIT_MB if told.target == "cpu" else float("inf")
     demand(total <= limit, f"the image holds {total:.0f} MB, more than {LIMIT_MB}")

@@ -4,7 +4,8 @@
 # comes out serves a request as the image's user, with a read-only root, and is weighed. CACHE keeps
 # the tree and pip's downloads for the next time. Needs root on Debian or Ubuntu, and their archive;
 # where it has not got them it says so, and the same scripts install into a clean virtual
-# environment instead. Of the target gpu the install is tried and weighed, for want of a GPU.
+# environment instead. Of the target gpu it is tried that it is refused in one sentence where there is
+# no GPU, and that all libraries are found but the driver's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
@@ -28,7 +29,9 @@ make_tree() {
   local tools="$work/tools" folder
   local -a leave_out=()
   mkdir "$tools"
-  (cd "$tools" && apt-get download mmdebstrap >/dev/null 2>&1) || return 1
+  (cd "$tools" && { apt-get download mmdebstrap || {
+    apt-get update && apt-get download mmdebstrap
+  }; }) >"$work/log" 2>&1 || return 1
   dpkg -x "$tools"/mmdebstrap_*.deb "$tools"
   for folder in doc groff info lintian locale man; do
     leave_out+=("--dpkgopt=path-exclude=/usr/share/$folder/*")
@@ -46,7 +49,7 @@ hindrance() {
     echo 'this is not root'
   elif ! unshare --mount --propagation private mount -t tmpfs tmpfs "$work" 2>/dev/null; then
     echo 'nothing may be mounted here'
-  elif ! command -v apt-get dpkg >/dev/null; then
+  elif ! command -v apt-get >/dev/null; then
     echo 'there is no apt-get'
   elif [[ ! -f $tree ]] && ! make_tree; then
     echo "Debian's archive gave no tree: $(tail -n 1 "$work/log" 2>/dev/null)"
