@@ -314,21 +314,23 @@ def test_all_parts_go_together_and_the_image_is_named_once(tmp_path: Path) -> No
             is_valid(resource)
 
 
-def test_the_pod_that_fills_the_volume_fills_the_one_that_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlay", ["cpu", "kserve"])
+def test_the_pod_that_fills_the_volume_fills_the_one_that_is_read(
+    tmp_path: Path, overlay: str
+) -> None:
     loader = yaml.safe_load(LOAD_MODELS.read_text())
     is_valid(loader)
-    resources = build(together(tmp_path, "own-models"))
+    resources = build(together(tmp_path, "own-models", overlay=overlay))
     claim = one(resources, "PersistentVolumeClaim", "mfdan-models")
-    claims = [
-        volume["persistentVolumeClaim"]["claimName"]
-        for spec in (loader["spec"], service_pod(resources)["spec"])
-        for volume in spec["volumes"]
-        if "persistentVolumeClaim" in volume
-    ]
-    assert claims == [claim["metadata"]["name"]] * 2
+    pod = service_pod(resources)
+    for spec in (loader["spec"], pod["spec"]):
+        (volume,) = (each for each in spec["volumes"] if each["name"] == "models")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert loader["metadata"]["namespace"] == claim["metadata"]["namespace"]
-    selector = one(resources, "Service")["spec"]["selector"]
-    assert not selects({"matchLabels": selector}, loader["metadata"]["labels"])
+    (mount,) = (each for each in container(pod)["volumeMounts"] if each["name"] == "models")
+    assert mount == {"name": "models", "mountPath": "/models", "readOnly": True}
+    assert settings_of(pod).models_dir == Path("/models")
+    assert not pod["labels"].items() <= loader["metadata"]["labels"].items()
 
 
 def test_prometheus_finds_every_pod_under_the_job_of_the_rules() -> None:
