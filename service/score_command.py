@@ -20,6 +20,7 @@ from rich.progress import (
 
 from model.session import Session
 from service.answers import Options
+from service.cluster import BadCluster, Cluster, ClusterLost, score_on_ray
 from service.command_line import (
     BAD_USAGE,
     INTERRUPTED,
@@ -69,6 +70,21 @@ def score_command(  # noqa: PLR0913 - one parameter for each option
         int,
         typer.Option(min=1, max=MAX_CANDIDATES, help="Intervals of each face to answer for."),
     ] = 5,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Ray cluster that does the work: HOST:PORT, "auto", or "local" to start one here.',
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Engines on the cluster (default: all it has room for), "
+            "of MFDAN_WORKER_THREADS cores each (there 1 by default).",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, whatever was done before.")
     ] = False,
@@ -77,17 +93,14 @@ def score_command(  # noqa: PLR0913 - one parameter for each option
     journal_path = out.with_name(f"{out.name}.journal.jsonl")
     _check_out(out)
     found = _found(paths or [], manifest, (out, journal_path))
-    settings = read_settings(model=model, **_LONGEST_MS)
-    settings = settings.model_copy(
-        update={
-            "clip_workers": settings.workers,
-            "queue_items": max(settings.queue_items, settings.workers * faces * candidates),
-        }
-    )
-    sessions = open_models(settings)
+    if ray_workers is not None and ray is None:
+        raise failed("--ray-workers are those of --ray: say where", status=BAD_USAGE)
+    cluster = None if ray is None else Cluster(ray, ray_workers)
     options = Options(faces=faces, candidates=candidates)
+    settings = _settings(model, options, cluster)
+    sessions = open_models(settings)
     with _open_journal(out, journal_path, settings, sessions, options, overwrite) as journal:
-        _score_missing(found, journal, settings, sessions, options)
+        _score_missing(found, journal, settings, sessions, options, cluster)
         errors = _write(out, found, journal, sessions)
     if errors:
         raise typer.Exit(1)
@@ -101,6 +114,29 @@ def _check_out(out: Path) -> None:
         raise failed(str(error), status=BAD_USAGE) from None
     except OSError as error:
         raise failed(f"{out.parent}: {error.strerror}", status=BAD_USAGE) from None
+
+
+def _settings(model: str | None, options: Options, cluster: Cluster | None) -> Settings:
+    """Return the settings of one engine: all workers take clips, and nothing queues for long."""
+    settings = read_settings(model=model, **_LONGEST_MS)
+    update: dict[str, object] = {}
+    if cluster is not None:
+        threads = settings.worker_threads or 1
+        update |= {
+            "worker_threads": threads,
+            "onnx_threads": settings.onnx_threads or threads,
+            "opencv_threads": settings.opencv_threads or 1,
+        }
+        if "models_dir" in settings.model_fields_set:
+            update["models_dir"] = settings.models_dir.absolute()  # workers are elsewhere
+    settings = settings.model_copy(update=update)
+    faces = settings.workers * options.faces * options.candidates
+    return settings.model_copy(
+        update={
+            "clip_workers": settings.workers,
+            "queue_items": max(settings.queue_items, faces),
+        }
+    )
 
 
 def _found(paths: Sequence[str], manifest: Path | None, ignored: Sequence[Path]) -> Found:
@@ -143,12 +179,13 @@ def _open_journal(  # noqa: PLR0913, PLR0917 - what fixes the results
         raise failed(f"{path}: {error.strerror}") from None
 
 
-def _score_missing(
+def _score_missing(  # noqa: PLR0913, PLR0917 - one argument for each thing that takes part
     found: Found,
     journal: Journal,
     settings: Settings,
     sessions: dict[str, Session],
     options: Options,
+    cluster: Cluster | None,
 ) -> None:
     missing = [source for source in found.sources if not _is_done(source, journal)]
     say = Console(stderr=True, highlight=False)
@@ -159,10 +196,18 @@ def _score_missing(
         return
     try:
         with _Progress(say, len(found.sources), before) as progress:
-            asyncio.run(score(missing, journal, settings, sessions, options, progress))
+            if cluster is None:
+                asyncio.run(score(missing, journal, settings, sessions, options, progress))
+            else:
+                spec = next(iter(sessions.values())).spec
+                score_on_ray(missing, journal, settings, spec, options, progress, cluster)
     except KeyboardInterrupt:
         say.print("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
+    except BadCluster as error:
+        raise failed(str(error), status=BAD_USAGE) from None
+    except ClusterLost as error:
+        raise failed(f"the cluster failed ({error}); the same command goes on from here") from None
     except OSError as error:
         raise failed(f"the journal cannot be written: {error.strerror}") from None
 

@@ -29,7 +29,16 @@ from service.settings import Settings
 from service.sources import Source, Stamp, read_upload
 from service.tables import Columns, Row
 
-__all__ = ["Outcome", "columns", "fingerprint", "rows_of", "score"]
+__all__ = [
+    "Answered",
+    "Outcome",
+    "answer_source",
+    "columns",
+    "fingerprint",
+    "lost",
+    "rows_of",
+    "score",
+]
 
 _DIGITS = 6
 """Of a float; more would only pretend to a precision that no flow and no network has."""
@@ -94,6 +103,20 @@ class Outcome:
     """Whether the next run would meet the same."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the journal keeps of one source."""
+
+    stamp: Stamp
+    outcome: Outcome
+    rows: list[Row]
+
+    @property
+    def source(self) -> Source:
+        """Of which it is."""
+        return self.outcome.source
+
+
 def columns(spec: ModelSpec) -> Columns:
     """Return the columns of the results of a model, in order."""
     return {
@@ -144,9 +167,9 @@ async def score(  # noqa: PLR0913, PLR0917 - one argument for each thing that ta
 
         async def work() -> None:
             for source in pending:
-                stamp, outcome, rows = await _answer(source, engine, settings, options)
-                journal.append(source, stamp, rows, final=outcome.final)
-                report(outcome)
+                one = await answer_source(source, engine, settings, options)
+                journal.append(source, one.stamp, one.rows, final=one.outcome.final)
+                report(one.outcome)
 
         tasks = [asyncio.create_task(work()) for _ in range(settings.workers)]
         try:
@@ -173,9 +196,10 @@ def rows_of(source: Source, answer: Answer) -> list[Row]:
     return [_rounded(row) for row in rows or [{**shared, "warnings": " ".join(answer.warnings)}]]
 
 
-async def _answer(
+async def answer_source(
     source: Source, engine: Engine, settings: Settings, options: Options
-) -> tuple[Stamp, Outcome, list[Row]]:
+) -> Answered:
+    """Read one source and answer it; whatever goes wrong is a row."""
     try:
         stamp, upload = await asyncio.to_thread(_read, source, settings)
         if isinstance(upload, ClipUpload):
@@ -183,12 +207,22 @@ async def _answer(
         else:
             answer = await engine.predict(upload, options)
     except Exception as error:  # noqa: BLE001 - whatever one file does, the others are scored
-        code, message = _fault(error)
-        row = {**_names(source), "error_code": code, "error": message}
-        row |= _model_of(engine.session(options.model).spec)
         final = isinstance(error, InputError)  # it lies in the file's bytes
-        return _stamp(source), Outcome(source, code, message, final), [row]
-    return stamp, Outcome(source), rows_of(source, answer)
+        outcome = Outcome(source, *_fault(error), final)
+        return _failed(outcome, engine.session(options.model).spec)
+    return Answered(stamp, Outcome(source), rows_of(source, answer))
+
+
+def lost(source: Source, spec: ModelSpec) -> Answered:
+    """Return what to note of a source that no worker lived to answer."""
+    message = "the process that worked on it died (killed, or out of memory?)"
+    return _failed(Outcome(source, "worker_died", message, final=False), spec)
+
+
+def _failed(outcome: Outcome, spec: ModelSpec) -> Answered:
+    source = outcome.source
+    row = {**_names(source), "error_code": outcome.error_code, "error": outcome.error}
+    return Answered(_stamp(source), outcome, [row | _model_of(spec)])
 
 
 class _BadSource(Exception):
