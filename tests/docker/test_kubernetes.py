@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 import signal
 import subprocess
@@ -312,6 +313,16 @@ def test_all_parts_go_together_and_the_image_is_named_once(tmp_path: Path) -> No
     for resource in resources:
         if resource["kind"] not in CUSTOM:
             is_valid(resource)
+
+
+def test_the_kustomization_of_the_docs_is_one(tmp_path: Path) -> None:
+    page = (ROOT.parents[1] / "docs" / "deploy.md").read_text()
+    (text,) = re.findall(r"```yaml\n# my-mfdan/kustomization.yaml\n(.+?)```", page, re.DOTALL)
+    here = os.path.relpath(ROOT, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(text.replace("../mfdan/docker/kubernetes", here))
+    resources = build(tmp_path)
+    assert container(service_pod(resources))["image"] == "registry.example.org/mfdan:0.1.0-cpu"
+    assert one(resources, "ServiceMonitor")["metadata"]["namespace"] == "mfdan"
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "kserve"])
