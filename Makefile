@@ -3,6 +3,7 @@
 # make weights FACES=dir [BLENDSHAPES=file]   remake the bundled model: about two hours on two cores
 # make test     install the rest; lint, types, import contracts, pins, licences, all tests
 # make check    all that runs nothing: as above without the tests, and known vulnerabilities as well
+# make watch [PNG=file]   try dashboards and alerts on a live service, with a Prometheus from Debian
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ TRAIN := $(BIN)/mfdan-train
 RUNS ?= runs
 PINS := pyproject.toml constraints.txt
 
-.PHONY: serve example weights test check lint audit format openapi rules requirements image wheel clean
+.PHONY: serve example weights test check lint audit format openapi rules requirements image watch wheel clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/mfdan serve $(if $(MODEL),--model '$(MODEL)')
@@ -45,7 +46,10 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
 	$(BIN)/python .ci/dependencies.py
+	MYPYPATH=tests $(BIN)/mypy docker/deploy/*.py docker/grafana/*.py
 	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml compose.gpu.yaml
+	$(BIN)/yamllint --strict docker-compose.yml compose.gpu.yaml docker
 	$(BIN)/shellcheck .ci/run $(shell find .ci docker -name '*.sh')
 
 # Asks the index about every pin. Fails where nobody can be asked, unless AUDIT_OFFLINE=1.
@@ -71,6 +75,10 @@ requirements: $(VENV)/.test
 # docker/Dockerfile followed without Docker, on Debian and as root: .ci/image.sh tells the rest.
 image: $(VENV)/.test
 	.ci/image.sh $(IMAGE_CACHE)
+
+# Two to three minutes; the picture in docs/ is PNG=docs/dashboard.png.
+watch: $(VENV)/.test
+	$(BIN)/python .ci/watch.py $(if $(PNG),--png '$(PNG)')
 
 wheel: $(VENV)/.test
 	rm -rf dist
