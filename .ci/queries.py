@@ -35,9 +35,10 @@ class Panel:
     kind: str
     """`timeseries`, `heatmap`, `stat` and whatever else Grafana knows."""
     unit: str
+    place: tuple[int, int, int, int]
+    """Left, top, width, height, in Grafana's grid of 24 columns."""
     queries: tuple[Query, ...]
-    width: int
-    height: int
+    """None of a heading above a row of panels."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def dashboards() -> list[dict[str, Any]]:
 
 
 def panels(dashboard: Mapping[str, Any]) -> Iterator[Panel]:
-    """Yield the panels that ask something, those in rows too, in their order."""
+    """Yield headings and the panels that ask something, those in rows too, in their order."""
     for one in _flat(dashboard["panels"]):
         title = one.get("title", "")
         where = f"{dashboard['title']}: {title}"
@@ -67,18 +68,15 @@ def panels(dashboard: Mapping[str, Any]) -> Iterator[Panel]:
             for target in one.get("targets", ())
             if not target.get("hide")
         ]
-        if queries:
+        if queries or one["type"] == "row":
             unit = one.get("fieldConfig", {}).get("defaults", {}).get("unit", "")
-            place = one.get("gridPos", {})
-            yield Panel(
-                dashboard["title"],
-                title,
-                one["type"],
-                unit,
-                tuple(queries),
-                place.get("w", 12),
-                place.get("h", 8),
+            place = (
+                one["gridPos"]["x"],
+                one["gridPos"]["y"],
+                one["gridPos"]["w"],
+                one["gridPos"]["h"],
             )
+            yield Panel(dashboard["title"], title, one["type"], unit, place, tuple(queries))
 
 
 def _flat(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -377,7 +377,7 @@ def ask_panels(
                 faults += fault_of(query.where, text, found)
                 answers.append({"legend": query.legend, "series": [vars_of(one) for one in found]})
             recorded.append(described(panel, answers))
-    say(f"{asked} queries of {len(recorded)} panels asked, {len(faults)} faults")
+    say(f"{asked} queries of {len(recorded)} panels and headings asked, {len(faults)} faults")
     return faults, recorded
 
 
@@ -409,8 +409,7 @@ def described(panel: Panel, answers: list[dict[str, Any]]) -> dict[str, Any]:
         "title": panel.title,
         "kind": panel.kind,
         "unit": panel.unit,
-        "width": panel.width,
-        "height": panel.height,
+        "place": panel.place,
         "answers": answers,
     }
 
