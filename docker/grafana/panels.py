@@ -214,6 +214,7 @@ def frame(
         for panel in panels:
             made.with_panel(panel)
     built = made.build()
+    _drop_intervals(built)
     for place, panel_or_row in enumerate(built.panels or [], start=1):
         panel_or_row.id_val = place
     return built
@@ -281,6 +282,12 @@ def _variable(name: str, values: str) -> dashboard.QueryVariable:
         .all_value(".*")
         .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
+
+
+def _drop_intervals(built: DashboardModel) -> None:
+    """Take out what the builders set for every variable and Grafana knows of intervals only."""
+    for variable in (built.templating and built.templating.list_val) or []:
+        variable.auto = variable.auto_count = variable.auto_min = None
 
 
 def _check_width(heading: str, panels: Sequence[Builder[Panel]]) -> None:
