@@ -183,14 +183,12 @@ class Builder:
         return host
 
     def _copy_context(self) -> Path:
-        """Copy what git tracks, or would, and .dockerignore lets through: a clean tree."""
+        """Copy what .dockerignore lets through, as an engine is sent it."""
         context = self._mounts.folder("context")
-        listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-        told = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
         patterns = [line for line in ignored if line and not line.startswith("#")]
         passed = exclude_paths(str(REPOSITORY), patterns)
-        for name in passed & set(told.stdout.split("\0")):
+        for name in (name for name in passed if (REPOSITORY / name).is_file()):
             (context / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, context / name)
         return context
@@ -251,7 +249,7 @@ def call(*words: str) -> None:
 
 
 class Container:
-    """An image as docker-compose.yml runs it: read-only, /tmp alone writable, without any privilege."""
+    """An image as docker-compose.yml runs it: read-only but for /tmp, without any privilege."""
 
     def __init__(self, image: Image, root: Path, env: Mapping[str, str]) -> None:
         self._image = image
@@ -260,18 +258,20 @@ class Container:
 
     def start(self, command: list[str]) -> subprocess.Popen[str]:
         """Start a command in it, as its user."""
-        user, _, group = self._image.config["USER"].partition(":")
-        dropped = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--clear-groups"]
-        enter = ["/usr/bin/setpriv", f"--reuid={user}", f"--regid={group}", *dropped]
-        line = chrooted(self._root, [*enter, *command], self._env)
         pipe = subprocess.PIPE
-        return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(self._line(command), stdout=pipe, stderr=pipe, text=True)
 
     def run(self, command: list[str]) -> tuple[int, str, str]:
         """Run a command in it to its end; return status, standard output, standard error."""
-        process = self.start(command)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return process.returncode, out, err
+        line = self._line(command)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def _line(self, command: list[str]) -> list[str]:
+        user, _, group = self._image.config["USER"].partition(":")
+        dropped = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--clear-groups"]
+        enter = ["/usr/bin/setpriv", f"--reuid={user}", f"--regid={group}", *dropped]
+        return chrooted(self._root, [*enter, *command], self._env)
 
 
 @contextmanager
