@@ -3,6 +3,7 @@
 # make weights FACES=dir [BLENDSHAPES=file]   remake the bundled model: about two hours on two cores
 # make test     install the rest; lint, types, import contracts, pins, licences, all tests
 # make check    all that runs nothing: as above without the tests, and known vulnerabilities as well
+# make dashboards   write Grafana's dashboards anew, from docker/grafana/build.py
 # make watch [PNG=file]   try dashboards and alerts on a live service, with a Prometheus from Debian
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ TRAIN := $(BIN)/mfdan-train
 RUNS ?= runs
 PINS := pyproject.toml constraints.txt
 
-.PHONY: serve example weights test check lint audit format openapi rules requirements image watch wheel clean
+.PHONY: serve example weights test check lint audit format openapi rules requirements image dashboards watch wheel clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/mfdan serve $(if $(MODEL),--model '$(MODEL)')
@@ -75,6 +76,10 @@ requirements: $(VENV)/.test
 # docker/Dockerfile followed without Docker, on Debian and as root: .ci/image.sh tells the rest.
 image: $(VENV)/.test
 	.ci/image.sh $(IMAGE_CACHE)
+
+# docker/grafana/dashboards, from the code beside them.
+dashboards: $(VENV)/.test
+	$(BIN)/python docker/grafana/build.py
 
 # Two to three minutes; the picture in docs/ is PNG=docs/dashboard.png.
 watch: $(VENV)/.test
