@@ -297,6 +297,8 @@ def try_out(image: Image, mounts: Mounts) -> None:
         keys = {"MFDAN_PORT": str(port), "MFDAN_API_KEYS_FILE": "/run/mfdan/keys.toml"}
         container = Container(image, root, keys)
         try_limits(container)
+        status, found, _ = container.run([*entry, "doctor"])
+        demand(status == 0, f"mfdan doctor ended with {status}: {found}")
         served = container.start(serve)
         try:
             ask(port, key)
