@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
 from key_files import ALICE, BOB, stanza
@@ -162,6 +163,7 @@ def test_what_scales_is_asked_of_this_namespace_and_job() -> None:
         series = query.count("mfdan_")
         assert query.count(f'job="mfdan",namespace="{keda["metadata"]["namespace"]}"') == series
         assert trigger["metricType"] == "AverageValue"
+        promql_parser.parse(query)
 
 
 def test_both_autoscalers_go_up_and_down_alike() -> None:
@@ -194,6 +196,16 @@ def test_whoever_was_admitted_is_answered_before_the_pod_is_killed(
     probe = container(pod)["readinessProbe"]
     seen_s = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
     assert seen_s <= settings.drain_grace_s < settings.drain_s
+
+
+def test_pods_run_the_image_as_it_was_built(resources: tuple[Resource, ...]) -> None:
+    dockerfile = (ROOT.parent / "Dockerfile").read_text()
+    pod = service_pod(resources)
+    context = pod["spec"]["securityContext"]
+    assert f"\nUSER {context['runAsUser']}:{context['runAsGroup']}\n" in dockerfile
+    assert f"\nEXPOSE {ports(pod)['http']} {ports(pod)['metrics']}\n" in dockerfile
+    assert '\nENTRYPOINT ["/opt/mfdan/bin/mfdan"]\nCMD ["serve"]\n' in dockerfile
+    assert not {"command", "args", "workingDir"} & container(pod).keys()
 
 
 def test_links_to_services_do_not_set_the_port(resources: tuple[Resource, ...]) -> None:
