@@ -7,12 +7,16 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from model.container import sniff_container
 from model.errors import ClipTooLarge, ImageTooLarge, NotAClip
 from service.answers import ClipUpload, Upload
 from service.settings import Settings
+from service.stores import StoredFile, StoreFault, find_stored, is_address
 
 __all__ = [
     "BadArgument",
@@ -24,6 +28,7 @@ __all__ = [
     "read_upload",
 ]
 
+File: TypeAlias = Path | StoredFile
 Stamp = tuple[tuple[int, int], ...]
 """Size in bytes and time of change in nanoseconds of each file of a source."""
 
@@ -45,7 +50,7 @@ class Source:
 
     names: tuple[str, ...]
     """Of its one or two files, relative to the folder that holds all that was asked for."""
-    paths: tuple[Path, ...]
+    paths: tuple[File, ...]
     fault: str = ""
     """Why it cannot be scored, when that is known before its files are read."""
 
@@ -56,8 +61,7 @@ class Source:
 
     def stamp(self) -> Stamp:
         """Return what changes when a file does. Raises: OSError."""
-        found = [path.stat() for path in self.paths]
-        return tuple((one.st_size, one.st_mtime_ns) for one in found)
+        return tuple(_stamp(path) for path in self.paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Found:
 class _Item:
     """A source before it has its names."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[File, ...]
     fault: str = ""
 
 
@@ -84,20 +88,25 @@ def find_sources(
 
     A folder is walked in order of names, without hidden files, following links but no circle of
     them. A file is a clip when its first bytes or its name say so; `ignored` files are not looked
-    at. A folder's pictures `onset.*` and `apex.*` are a pair. Raises: BadArgument.
+    at. A folder's pictures `onset.*` and `apex.*` are a pair. Addresses (`s3://bucket/folder`) are
+    of folders and files alike, and stand alone: names are relative to what holds all.
+    Raises: BadArgument.
     """
-    bases: list[Path] = []
+    bases: list[str] = []
     items: list[_Item] = []
     skipped = 0
     unwanted = {_absolute(path) for path in ignored}
+    arguments = [_without_scheme(argument) for argument in arguments]
+    addresses = [argument for argument in arguments if is_address(argument)]
+    if addresses and (len(addresses) < len(arguments) or manifest is not None):
+        raise BadArgument("files of this machine and of a store are scored apart, each to an --out")
     for argument in arguments:
-        base, paths = _expanded(argument)
+        base, found, others = _in_store(argument) if addresses else _here(argument, unwanted)
         bases.append(base)
-        for found in (_look_at(path, unwanted) for path in paths):
-            items += found[0]
-            skipped += found[1]
+        items += found
+        skipped += others
     if manifest is not None:
-        bases.append(_absolute(manifest).parent)
+        bases.append(str(_absolute(manifest).parent))
         items += _read_manifest(manifest)
     if not bases:
         return Found((), 0)
@@ -118,7 +127,7 @@ def is_clip(head: bytes) -> bool:
     return extended and bool(head[_WEBP_FLAGS] & _WEBP_ANIMATED)
 
 
-def read_upload(paths: Sequence[Path], settings: Settings) -> Upload | ClipUpload:
+def read_upload(paths: Sequence[File], settings: Settings) -> Upload | ClipUpload:
     """Read one clip, or an onset and an apex; what is larger than the caps is not read.
 
     Raises: ClipTooLarge, ImageTooLarge, OSError (also of a pipe or a device).
@@ -138,17 +147,58 @@ def read_upload(paths: Sequence[Path], settings: Settings) -> Upload | ClipUploa
     return ClipUpload(_read(paths[0], limit))
 
 
-def _size(path: Path) -> int:
+def _stamp(path: File) -> tuple[int, int]:
+    if isinstance(path, StoredFile):
+        return path.size, path.changed_ns
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _size(path: File) -> int:
     """Return the bytes of a file; a pipe would wait and a device never end. Raises: OSError."""
+    if isinstance(path, StoredFile):
+        return path.size
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return found.st_size
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read(path: File, limit: int) -> bytes:
+    """Read a file, or one byte over the limit if it has grown: then the engine refuses it."""
+    if isinstance(path, StoredFile):
+        return path.read(limit + 1)
     with path.open("rb") as file:
-        return file.read(limit + 1)  # it may have grown: then the engine refuses it
+        return file.read(limit + 1)
+
+
+def _without_scheme(argument: str) -> str:
+    return unquote(urlsplit(argument).path) if argument.startswith("file://") else argument
+
+
+def _here(argument: str, unwanted: set[Path]) -> tuple[str, list[_Item], int]:
+    """Return the folder that an argument is relative to, its items, and how many files are none."""
+    base, paths = _expanded(argument)
+    looked_at = [_look_at(path, unwanted) for path in paths]
+    items = [item for found, _others in looked_at for item in found]
+    return str(base), items, sum(others for _found, others in looked_at)
+
+
+def _in_store(address: str) -> tuple[str, list[_Item], int]:
+    """Return the same of an address."""
+    try:
+        base, files = find_stored(address)
+    except StoreFault as error:
+        raise BadArgument(str(error)) from None
+    seen = [file for file in files if not _is_hidden(file.name.relative_to(base))]
+    seen.sort(key=lambda file: (str(file.name.parent), file.path))
+    items: list[_Item] = []
+    skipped = 0
+    for _folder, together in groupby(seen, key=lambda file: file.name.parent):
+        found, others = _sort_files(list(together))
+        items += found
+        skipped += others
+    return f"/{base}", items, skipped
 
 
 def _absolute(path: str | Path) -> Path:
@@ -175,18 +225,18 @@ def _expanded(argument: str) -> tuple[Path, list[Path]]:
     return base, sorted(found)
 
 
-def _is_hidden(path: Path) -> bool:
+def _is_hidden(path: PurePath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
 def _look_at(path: Path, unwanted: set[Path]) -> tuple[list[_Item], int]:
     """Return the items of a folder or file, and how many files are none."""
     if not path.is_dir():
-        return _sort_files([path], unwanted)
+        return _sort_files([path] if path not in unwanted else [])
     items: list[_Item] = []
     skipped = 0
     for files in _walk(path, items):
-        found, others = _sort_files(files, unwanted)
+        found, others = _sort_files([file for file in files if file not in unwanted])
         items += found
         skipped += others
     return items, skipped
@@ -209,18 +259,17 @@ def _walk(folder: Path, unread: list[_Item]) -> Iterator[list[Path]]:
         yield [Path(here, name) for name in sorted(files) if not name.startswith(".")]
 
 
-def _sort_files(files: list[Path], unwanted: set[Path]) -> tuple[list[_Item], int]:
+def _sort_files(files: Sequence[File]) -> tuple[list[_Item], int]:
     """Return the pair and the clips among files of one folder, and how many are neither."""
-    files = [path for path in files if path not in unwanted]
     pair = _pair_among(files)
     others = [path for path in files if pair is None or path not in pair.paths]
     clips = [item for item in map(_clip, others) if item is not None]
     return ([pair] if pair else []) + clips, len(others) - len(clips)
 
 
-def _pair_among(files: list[Path]) -> _Item | None:
-    pictures = [path for path in files if path.suffix.lower() in _PICTURE_SUFFIXES]
-    named = [[path for path in pictures if path.stem.lower() == name] for name in _PAIR]
+def _pair_among(files: Sequence[File]) -> _Item | None:
+    pictures = [path for path in files if _name(path).suffix.lower() in _PICTURE_SUFFIXES]
+    named = [[path for path in pictures if _name(path).stem.lower() == name] for name in _PAIR]
     if not all(named):
         return None
     paths = tuple(path for paths in named for path in paths)
@@ -229,21 +278,25 @@ def _pair_among(files: list[Path]) -> _Item | None:
     return _Item(paths)
 
 
-def _clip(path: Path) -> _Item | None:
+def _clip(path: File) -> _Item | None:
     """Return a file as a clip, when its first bytes or its name say that it is one.
 
     By its name too: an empty `.mp4` is a recording that failed, which somebody wants to know.
     """
+    called_so = _name(path).suffix.lower() in _CLIP_SUFFIXES
+    if called_so and isinstance(path, StoredFile):
+        return _Item((path,))  # a look into each would take a minute a thousand
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             return None  # reading a pipe would wait
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+        head = _read(path, _HEAD_BYTES)
     except OSError as error:
-        return _Item((path,), f"{error.strerror}".lower())
-    if is_clip(head) or path.suffix.lower() in _CLIP_SUFFIXES:
-        return _Item((path,))
-    return None
+        return _Item((path,), (error.strerror or "it cannot be read").lower())
+    return _Item((path,)) if called_so or is_clip(head) else None
+
+
+def _name(file: File) -> PurePath:
+    return file.name if isinstance(file, StoredFile) else file
 
 
 def _read_manifest(manifest: Path) -> list[_Item]:
@@ -265,6 +318,8 @@ def _read_manifest(manifest: Path) -> list[_Item]:
 
 def _listed(folder: Path, line: dict[str, str | None]) -> _Item:
     onset, apex, clip = (line.get(column) or "" for column in (*_PAIR, "clip"))
+    if any(is_address(text) for text in (onset, apex, clip)):
+        return _Item((folder,), "a manifest lists files of this machine, not of a store")
     if "\0" in onset + apex + clip:
         return _Item((folder,), "the line names no file")
     if onset and apex:
@@ -279,7 +334,11 @@ def _listed(folder: Path, line: dict[str, str | None]) -> _Item:
 def _named(item: _Item, base: str) -> Source:
     names = tuple(
         # A name need not be UTF-8, the files of results are.
-        os.fsencode(os.path.relpath(path, base)).decode("utf-8", "backslashreplace")
+        os.fsencode(os.path.relpath(_place(path), base)).decode("utf-8", "backslashreplace")
         for path in item.paths
     )
     return Source(names, item.paths, item.fault)
+
+
+def _place(file: File) -> str:
+    return f"/{file.path}" if isinstance(file, StoredFile) else str(file)
