@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+ROOT = Path(__file__).parents[1]
+sys.path.extend([str(ROOT), str(ROOT / "tests")])  # in this order: tests/model is not model
 
 from drawn_clips import encode_clip
 from drawn_expression_clips import drawn_clip

@@ -48,7 +48,6 @@ from queries import (
     variables,
 )
 
-import model
 from service.keys import new_token
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +217,7 @@ def service(folder: Path, token: str) -> Iterator[Process]:
     """Serve a copy of the bundled model, and a tiny one, with a key and a port for metrics."""
     models = folder / "models"
     models.mkdir()
-    for path in (Path(model.__path__[0]) / "weights").glob("*.onnx*"):
+    for path in (ROOT / "model" / "weights").glob("*.onnx*"):
         shutil.copy(path, models)
     add_tiny_model(models)
     keys = folder / "keys.toml"
