@@ -110,7 +110,7 @@ def heat(title: str, about: str, unit: str, buckets: str, *, width: int = 8) -> 
         .datasource(SOURCE)
         .with_target(_target("A", query, "{{le}}").format(PromQueryFormat.HEATMAP))
         .span(width)
-        .height(7)
+        .height(8)
         .calculate(calculate=False)
         .rows_frame(heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.AUTO))
         .y_axis(heatmap.YAxisConfig().unit(unit))
