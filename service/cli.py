@@ -140,7 +140,7 @@ def _findings(settings: Settings) -> Iterator[tuple[bool, str, str]]:
 def _works(what: str, check: Callable[[], str]) -> tuple[bool, str, str]:
     try:
         return True, what, check()
-    except (MfdanError, cv2.error) as error:
+    except (MfdanError, OSError, cv2.error) as error:
         return False, what, str(error)
 
 

@@ -58,6 +58,8 @@ def open_models(settings: Settings) -> dict[str, Session]:
     """Load the models, the default first; end the command where that fails."""
     try:
         return open_sessions(settings)
+    except OSError as error:
+        raise failed(f"{error.filename} cannot be read: {error.strerror}") from None
     except MfdanError as error:
         raise failed(str(error)) from None
 

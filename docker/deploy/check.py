@@ -26,7 +26,7 @@ class Wrong(Exception):
 
 @app.command()
 def main(
-    secrets: Annotated[Path, typer.Option(help="Folder of keys and password.")],
+    secrets: Annotated[Path, typer.Option(readable=False, help="Folder of keys and password.")],
     service: Annotated[str, typer.Option(help="Address of mfdan.")],
     prometheus: Annotated[str, typer.Option(help="Address of Prometheus.")],
     grafana: Annotated[str, typer.Option(help="Address of Grafana.")],

@@ -44,7 +44,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     service: Annotated[str, typer.Option(help="Address of the service.")],
-    key_file: Annotated[Path, typer.Option(help="File of the API key to ask with.")],
+    key_file: Annotated[
+        Path, typer.Option(readable=False, help="File of the API key to ask with.")
+    ],
     every: Annotated[float, typer.Option(min=0, help="Seconds between two questions.")] = 3.0,
     count: Annotated[int | None, typer.Option(min=1, help="Questions; default: no end.")] = None,
 ) -> None:

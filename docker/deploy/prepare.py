@@ -38,7 +38,7 @@ class Refused(Exception):
 
 @app.command()
 def main(
-    secrets: Annotated[Path, typer.Option(help="Folder of keys and password.")],
+    secrets: Annotated[Path, typer.Option(readable=False, help="Folder of keys and password.")],
     service: Annotated[str, typer.Option(help="Where callers will find mfdan.")],
     prometheus: Annotated[str, typer.Option(help="Where they will find Prometheus.")],
     grafana: Annotated[str, typer.Option(help="Where they will find Grafana.")],
@@ -50,7 +50,10 @@ def main(
         make_password(secrets / "grafana-password")
         fill_models(settings.models_dir)
         models = ", ".join(open_sessions(settings))
-    except (Refused, KeysInvalid, MfdanError) as error:
+    except OSError as error:  # of a model's files
+        why = f"{error.filename} cannot be read ({error.strerror}): may {_us()} read it?"
+        raise failed(f"not prepared: {why}") from None
+    except (Refused, MfdanError) as error:
         hint = NO_GPU if isinstance(error, MfdanError) and settings.device == "cuda" else ""
         raise failed(f"not prepared: {error}{hint}") from None
     typer.echo(
@@ -67,11 +70,11 @@ def main(
 def make_keys(folder: Path, keys_file: Path) -> None:
     """Make the file of hashed keys and a key for each of CALLERS, unless the file is there.
 
-    Raises: Refused, KeysInvalid.
+    Raises: Refused.
     """
     kept = {name: folder / f"{name}.key" for name in CALLERS}
     if os.path.lexists(keys_file):
-        known = {key.digest for key in read_keys(keys_file)}
+        known = digests_in(keys_file)
         for path in kept.values():
             if os.path.lexists(path) and digest_of(read(path)) not in known:
                 raise Refused(
@@ -85,6 +88,17 @@ def make_keys(folder: Path, keys_file: Path) -> None:
     # At last: a file that is there is a file that fits the keys.
     stanzas = (stanza_of(name, token) for name, token in tokens.items())
     write(keys_file, "\n\n".join(stanzas), OWNER_ONLY)
+
+
+def digests_in(keys_file: Path) -> set[bytes]:
+    """Return the hashes in a file of keys. Raises: Refused."""
+    try:
+        return {key.digest for key in read_keys(keys_file)}
+    except KeysInvalid as error:
+        raise Refused(
+            f"{error}. {_us().capitalize()} must be able to read it; `mfdan keys new` makes what "
+            "belongs into it"
+        ) from None
 
 
 def make_password(path: Path) -> None:

@@ -1,5 +1,6 @@
 """docker-compose.yml: what it says, and its own programs run as it says, on this machine."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -24,7 +25,7 @@ from key_files import ALICE, stanza
 from processes import Process
 from typer.testing import CliRunner
 
-from service.keys import KeysInvalid, new_token
+from service.keys import new_token
 from service.settings import Settings
 
 FILES = ("docker-compose.yml", "compose.gpu.yaml")
@@ -520,7 +521,7 @@ def a_password_for_the_owner_alone(folder: Path) -> None:
     [
         (another_key, "demo.key is not in "),
         (keys_that_are_none, "keys.toml at keys: "),
-        (keys_that_are_nowhere, "keys.toml cannot be read: No such file"),
+        (keys_that_are_nowhere, "keys.toml cannot be read: No such file or directory. User "),
         (a_folder_for_a_password, "grafana-password cannot be read (Is a directory)"),
         (an_empty_password, "grafana-password is empty: write a password into it"),
         (a_password_for_the_owner_alone, "Grafana may not read "),
@@ -536,7 +537,7 @@ def test_a_secret_that_will_not_do_is_refused_in_words(
         prepare.make_keys(tmp_path, tmp_path / "keys.toml")
         prepare.make_password(tmp_path / "grafana-password")
 
-    with pytest.raises((prepare.Refused, KeysInvalid), match=re.escape(words)):
+    with pytest.raises(prepare.Refused, match=re.escape(words)):
         make()
 
 
@@ -573,6 +574,15 @@ def test_a_broken_model_is_refused_before_it_is_served(
     run = prepare_in(tmp_path)
     (run.folders["/models"] / "mine.onnx").write_bytes(b"no network")
     assert "mine.onnx" in refused(run, monkeypatch)
+
+
+def test_a_model_that_may_not_be_read_is_named(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> str:  # root, as whom tests may run, may read everything
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("model.spec.file_sha256", denied)
+    said = refused(up.composed.run("prepare"), monkeypatch)
+    assert "mfdan-synthetic.onnx cannot be read (Permission denied): may user " in said
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # ONNX Runtime's own words

@@ -191,6 +191,21 @@ def test_serve_refuses_to_start_without_a_model(
     assert "tiny is not among other" in result.stderr
 
 
+def test_a_model_that_may_not_be_read_is_told_in_one_line(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> str:  # root, as whom tests may run, may read everything
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("model.spec.file_sha256", denied)
+    monkeypatch.setenv("MFDAN_MODELS_DIR", str(models_dir))
+    result = run("serve")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(".onnx cannot be read: Permission denied\n")
+    assert result.stderr.count("\n") == 1
+    assert "Permission denied" in run("doctor").stdout
+
+
 def test_a_model_can_be_given_as_a_file(frames: dict[str, str], tmp_path: Path) -> None:
     """A researcher's own model answers, whatever lies in the models folder."""
     path = write_tiny_model(tmp_path, tiny_spec("own"))
