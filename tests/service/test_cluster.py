@@ -1,7 +1,8 @@
-"""Real local Ray clusters: starting one takes seconds, so one run shows several things."""
+"""On a real local Ray with two workers: starting one takes seconds, so two runs show it all."""
 
 import csv
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,44 +10,104 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from drawn_clips import encode_clip, encode_pictures, grey_steps
 from drawn_expression_clips import drawn_clip
-from serving import Pictures
+from serving import MakeSettings, Pictures
 from typer.testing import CliRunner, Result
 
+from service.answers import Options
 from service.cli import app
-from service.cluster import _Tally
+from service.cluster import _room, _Tally, _Worker
 
 MFDAN = "from service.cli import app; app()"
-KILLED_BY_ONE_FILE = """
-import os
+DEADLY_FILES = """
+import os, pathlib
 from service import scoring
 read = scoring.read_upload
 def deadly(paths, settings):
-    if paths[0].name == "deadly.gif":
+    name = pathlib.Path(paths[0]).name
+    if name == "deadly.gif":
         os._exit(1)
+    if name == "once.gif":
+        try:
+            (pathlib.Path(os.environ["PYTHONPATH"]) / "died").touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            os._exit(1)
     return read(paths, settings)
 scoring.read_upload = deadly
 """
+"""Run by every process that has its folder in PYTHONPATH: no test can reach into Ray's workers."""
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory, pictures: Pictures) -> Path:
-    """A clip, a pair, a clip without a face, a clip cut short, and what is none of them."""
+    """Many clips, a pair, a clip without a face, a clip cut short, and what is none of them."""
     folder = tmp_path_factory.mktemp("recordings")
     frames, _truth = drawn_clip(fps=50, seconds=1.0, onset_s=0.3, apex_s=0.45, offset_s=0.7)
     smile = encode_clip(frames, 50)
+    for number in range(10):
+        (folder / f"{number}.mp4").write_bytes(smile)
     (folder / "pair").mkdir()
-    (folder / "smile.mp4").write_bytes(smile)
     (folder / "pair/onset.png").write_bytes(pictures.onset)
     (folder / "pair/apex.png").write_bytes(pictures.smile)
-    (folder / "grey.gif").write_bytes(encode_pictures(grey_steps(5), 25, "gif"))
+    for name in ("grey", "once", "deadly"):
+        (folder / f"{name}.gif").write_bytes(encode_pictures(grey_steps(5), 25, "gif"))
     (folder / "cut.mp4").write_bytes(smile[: len(smile) // 2])
     (folder / "notes.txt").write_text("nothing to see")
     return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `mfdan score --ray local` left."""
+
+    status: int
+    said: str
+    journal: int
+    """Files that are noted."""
+    has_results: bool
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Of one command, and where."""
+
+    out: Path
+    stopped: Run
+    """By Ctrl-C."""
+    ended: Run
+    """The same command again."""
+
+
+@pytest.fixture(scope="module")
+def runs(recordings: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Stop a run and go on with it, while some files kill the workers that read them."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "sitecustomize.py").write_text(DEADLY_FILES)
+    environment = {"PYTHONPATH": str(folder), "MFDAN_MODELS_DIR": str(models_dir)}
+    out = folder / "results.csv"
+    command = [recordings, "--out", out, "--ray", "local", "--ray-workers", "2"]
+
+    def run(*, stop: bool) -> Run:
+        with start(*command, **environment) as process:
+            end = time.monotonic() + 120
+            while stop and noted(out) == 0:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            if stop:
+                process.send_signal(signal.SIGINT)
+            said = "".join(process.communicate(timeout=180))
+        return Run(process.returncode, said, noted(out), out.exists())
+
+    return Runs(out, run(stop=True), run(stop=False))
 
 
 @pytest.fixture
@@ -77,79 +138,60 @@ def start(*arguments: Path | str, **environment: str) -> Iterator[subprocess.Pop
         process.wait()
 
 
-def on_ray(*arguments: Path | str, **environment: str) -> tuple[int, str]:
-    with start(*arguments, "--ray", "local", "--ray-workers", "2", **environment) as process:
-        said, complained = process.communicate(timeout=120)
-    return process.returncode, said + complained
-
-
 def here(*arguments: Path | str) -> Result:
     return CliRunner().invoke(app, ["score", *map(str, arguments)])
 
 
-def errors(out: Path) -> dict[str, str]:
+def rows(out: Path) -> dict[str, dict[str, str]]:
     with out.open(newline="") as file:
-        return {row["file"]: row["error_code"] for row in csv.DictReader(file)}
+        return {row["file"]: row for row in csv.DictReader(file)}
 
 
-def journal_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.journal.jsonl")
+def noted(out: Path) -> int:
+    journal = out.with_name(f"{out.name}.journal.jsonl")
+    return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
-def test_two_workers_of_ray_write_the_same_bytes_as_one_process(
-    recordings: Path, out: Path, tmp_path: Path
+def test_ctrl_c_keeps_what_is_done(runs: Runs) -> None:
+    assert runs.stopped.status == 130, runs.stopped.said
+    assert "the same command goes on from here" in runs.stopped.said
+    assert "Traceback" not in runs.stopped.said
+    assert 0 < runs.stopped.journal < 15
+    assert not runs.stopped.has_results
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(runs: Runs) -> None:
+    assert runs.ended.status == 1, runs.ended.said
+    assert f"{runs.stopped.journal} of 15 were done before" in runs.ended.said
+    assert "1 broken clip" in runs.ended.said
+    assert "1 worker died" in runs.ended.said
+    assert "Traceback" not in runs.ended.said
+
+
+def test_two_workers_of_ray_find_what_one_process_finds(
+    runs: Runs, recordings: Path, tmp_path: Path
 ) -> None:
-    status, said = on_ray(recordings, "--out", out)
-    assert status == 1, said
-    assert "1 broken clip" in said
-    assert "Traceback" not in said
-    plain = tmp_path / "plain.csv"
-    assert here(recordings, "--out", plain).exit_code == 1
-    assert out.read_bytes() == plain.read_bytes()
+    """All of it, though a worker died of one file and was replaced."""
+    assert (runs.out.parent / "died").exists()
+    assert here(recordings, "--out", tmp_path / "plain.csv").exit_code == 1
+    expected = rows(tmp_path / "plain.csv")
+    assert list(rows(runs.out)) == list(expected)
+    del expected["deadly.gif"]
+    assert expected.items() <= rows(runs.out).items()
 
 
-def test_what_one_machine_began_ray_goes_on_with_and_the_other_way_round(
-    recordings: Path, out: Path
+def test_a_file_that_kills_each_of_its_workers_is_a_row_and_tried_again_next_time(
+    runs: Runs, recordings: Path, tmp_path: Path
 ) -> None:
-    """A file that kills its workers costs no other its answer; the next run tries it again."""
-    clip = (recordings / "grey.gif").read_bytes()
-    folder = out.parent / "more"
-    folder.mkdir()
-    (folder / "done.gif").write_bytes(clip)
-    assert here(folder, "--out", out).exit_code == 0
-    for name in ("a", "b", "c", "deadly"):
-        (folder / f"{name}.gif").write_bytes(clip)
-    (out.parent / "sitecustomize.py").write_text(KILLED_BY_ONE_FILE)
-    status, said = on_ray(folder, "--out", out, PYTHONPATH=str(out.parent))
-    assert status == 1, said
-    assert "1 of 5 were done before" in said
-    assert "deadly.gif: the process that worked on it died" in said
-    others = dict.fromkeys(("a.gif", "b.gif", "c.gif", "done.gif"), "")
-    assert errors(out) == {**others, "deadly.gif": "worker_died"}
-    again = here(folder, "--out", out)
-    assert again.exit_code == 0
-    assert "4 of 5 were done before" in again.stderr
-    assert errors(out) == {**others, "deadly.gif": ""}
-
-
-def test_ctrl_c_keeps_what_is_done_and_leaves_no_worker(recordings: Path, out: Path) -> None:
-    folder = out.parent / "many"
-    folder.mkdir()
-    for number in range(40):
-        (folder / f"{number:02d}.mp4").symlink_to(recordings / "smile.mp4")
-    with start(folder, "--out", out, "--ray", "local", "--ray-workers", "2") as process:
-        end = time.monotonic() + 60
-        while not (journal_of(out).exists() and journal_of(out).read_bytes().count(b"\n") > 2):
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "the same command goes on from here" in told
-    assert "Traceback" not in told
-    assert not out.exists()
-    assert 0 < journal_of(out).read_bytes().count(b"\n") - 1 < 40
+    """The next run is of this machine alone: it goes on with what Ray noted."""
+    assert rows(runs.out)["deadly.gif"]["error_code"] == "worker_died"
+    out = tmp_path / "results.csv"
+    for path in runs.out.parent.glob("results.csv*"):
+        shutil.copy(path, tmp_path)
+    again = here(recordings, "--out", out)
+    assert again.exit_code == 1
+    assert "14 of 15 were done before" in again.stderr
+    assert rows(out)["deadly.gif"]["error_code"] == ""
 
 
 def test_without_ray_installed_the_extra_is_named(
@@ -190,3 +232,27 @@ def test_a_file_may_be_begun_as_often_as_there_are_tries() -> None:
     assert [tally.may_begin([("a",), ("b",)]) for _ in range(3)] == [True, True, False]
     assert tally.may_begin([("c",)])
     assert not tally.may_begin([("c",), ("a",)])
+
+
+def test_a_machine_with_another_model_says_which_machine_it_is(make_settings: MakeSettings) -> None:
+    worker = _Worker(make_settings(), Options(), "0" * 64, _Tally(1))
+    (told,) = worker({"source": np.empty(1, object)})["answer"]
+    worker._loop.call_soon_threadsafe(worker._loop.stop)  # noqa: SLF001 - Ray ends the process
+    assert told.startswith(f"{socket.gethostname()}: the model ")
+    assert told.endswith(" is another here than where the run was started")
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "room"),
+    [
+        ({"CPU": 8.0}, "cpu", 2),
+        ({"CPU": 2.0}, "cpu", 0),
+        ({}, "cpu", 0),
+        ({"CPU": 8.0}, "cuda", 0),
+        ({"CPU": 64.0, "GPU": 2.0}, "cuda", 2),
+    ],
+)
+def test_a_worker_takes_its_threads_and_a_card_where_one_is_asked_for(
+    resources: dict[str, float], device: str, room: int, make_settings: MakeSettings
+) -> None:
+    assert _room(resources, make_settings(worker_threads=3, device=device)) == room
