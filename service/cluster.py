@@ -176,12 +176,14 @@ class _Worker:
         self._tally = tally
         self._places = asyncio.Semaphore(settings.workers)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self._fault = ""
         try:
             self._engine = self._in_loop(self._open(sha256))
         except (MfdanError, BadCluster) as error:  # Ray would tell it in forty lines
             self._fault = f"{socket.gethostname()}: {error}"
+            self._end_loop()
 
     def __call__(self, batch: Batch) -> Batch:
         """Answer the sources of one task; what keeps the engine from it is told in their place."""
@@ -215,6 +217,11 @@ class _Worker:
 
     def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 def _objects(values: Sequence[object]) -> NDArray[Any]:
