@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.extend([str(ROOT), str(ROOT / "tests")])  # in this order: tests/model is not model
+sys.path.append(str(Path(__file__).parents[1]))  # before the tests: theirs is not this `model`
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from drawn_clips import encode_clip
 from drawn_expression_clips import drawn_clip
@@ -28,12 +28,15 @@ from model.spec import load_spec, spec_path
 TINY = "tiny"
 SETTINGS = {
     "MFDAN_MAX_REQUESTS": "24",  # so that a burst fills it
-    "MFDAN_CLIP_DEADLINE_MS": "3000",  # so that a long clip comes too late
+    "MFDAN_CLIP_DEADLINE_MS": "6000",  # so that a long clip comes too late
     "MFDAN_RELOAD_S": "1",
 }
 """Of the service that is sent all this."""
 WANTED = {200, 401, 404, 415, 422, 429, 504}
-"""Statuses that this load brings about; others than these, 503 and 499 are faults."""
+"""Statuses that this load brings about."""
+_MAY_BE = {408, 499, 503}
+"""Statuses that it may bring about: callers hang up, and on a busy machine uploads are slow and a
+network that is being loaded keeps others waiting. Any other is a fault."""
 _KEYS_TRIED = 130
 _BURST = 60
 _LONG_CLIP_S = 50.0
@@ -104,7 +107,7 @@ class Load:
             group.create_task(self._strangers())
             group.create_task(self._burst(client, materials))
             group.create_task(self._models_come_and_go())
-        missing, strange = WANTED - self.statuses.keys(), self.statuses.keys() - WANTED - {499, 503}
+        missing, strange = WANTED - self.statuses.keys(), self.statuses.keys() - WANTED - _MAY_BE
         if missing or strange:
             raise SystemExit(
                 f"the load brought about {dict(self.statuses)}: missing {missing or 'none'}, "
