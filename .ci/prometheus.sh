@@ -14,7 +14,7 @@ if ! [[ -x bin/prometheus && -x bin/promtool ]]; then
     done
   elif command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
     apt-get --quiet --quiet download prometheus || {
-      echo 'the package prometheus cannot be fetched: run `apt-get update` as root once, or install Prometheus' >&2
+      echo 'the package prometheus cannot be fetched: run apt-get update as root once, or install Prometheus' >&2
       exit 1
     }
     dpkg --extract prometheus_*.deb unpacked
