@@ -296,7 +296,9 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:  # noqa: 
         ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         told = _first_line(error)
-        raise BadCluster(f"--ray {address}: no cluster answers: {told}") from None
+        raise BadCluster(
+            f"--ray {address}: no cluster answers, or it wants RAY_AUTH_MODE=token: {told}"
+        ) from None
 
 
 def _knock(address: str, host: str, port: int) -> None:
