@@ -7,6 +7,7 @@ a frame. Every machine needs mfdan and the same model, and must see the files un
 import asyncio
 import logging
 import os
+import pickle
 import socket
 import threading
 from collections import Counter
@@ -129,7 +130,7 @@ class _Crew:
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         tally = self.ray.remote(**lasting)(_Tally).remote(tries)
         answers = data.from_items(
-            [{"source": source} for source in sources], override_num_blocks=tasks
+            [{"source": pickle.dumps(source)} for source in sources], override_num_blocks=tasks
         ).map_batches(
             _Worker,
             fn_constructor_args=(self.settings, self.options, self.spec.onnx_sha256, tally),
@@ -141,7 +142,7 @@ class _Crew:
         )
         try:
             for row in answers.iter_rows():
-                answer: Answered | str = row["answer"]
+                answer: Answered | str = pickle.loads(row["answer"])  # noqa: S301 - of our workers
                 if isinstance(answer, str):
                     raise BadCluster(answer)
                 yield answer
@@ -188,12 +189,15 @@ class _Worker:
     def __call__(self, batch: Batch) -> Batch:
         """Answer the sources of one task; what keeps the engine from it is told in their place."""
         if self._fault:
-            return {"answer": _objects([self._fault])}
-        sources: list[Source] = list(batch["source"])
+            return {"answer": _pickled([self._fault])}
+        sources: list[Source] = [
+            pickle.loads(source)  # noqa: S301 - of the command
+            for source in batch["source"]
+        ]
         files = [source.names for source in sources]
         if not _ray().get(self._tally.may_begin.remote(files)):
-            return {"answer": _objects([])}
-        return {"answer": _objects(self._in_loop(self._answer(sources)))}
+            return {"answer": _pickled([])}
+        return {"answer": _pickled(self._in_loop(self._answer(sources)))}
 
     async def _open(self, sha256: str) -> Engine:
         update: dict[str, object] = {"reload_s": 0}  # the results are of one model
@@ -224,11 +228,9 @@ class _Worker:
         self._loop.close()
 
 
-def _objects(values: Sequence[object]) -> NDArray[Any]:
-    """Return an array that holds the values themselves, whatever numpy could make of them."""
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+def _pickled(values: Sequence[object]) -> NDArray[Any]:
+    """Return values as bytes: what Ray Data cannot put into a table it writes into its log."""
+    return np.array([pickle.dumps(value) for value in values], object)
 
 
 def _cards(settings: Settings) -> int:
