@@ -1,7 +1,8 @@
 """Runs what is waiting in one go, without ever waiting for more.
 
 While one batch runs, the next one gathers: under load batches grow by themselves, and a lone
-request is not delayed.
+request is not delayed. Whoever has items hands them to the network's thread directly: a turn of
+the event loop in between would cost a lone request more than all the rest of the way here.
 """
 
 import asyncio
@@ -9,9 +10,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +26,7 @@ from service.workers import Workers, in_loop
 __all__ = ["PROBE_S", "Batcher"]
 
 PROBE_S = 2.0
-"""After a failed run, how long to wait for work before an empty item is run to find out."""
+"""After a failed run, how long nobody asked before an empty item is run to find out."""
 
 T = TypeVar("T")
 
@@ -36,8 +38,8 @@ Run = Callable[[FloatArray, FloatArray], FloatArray]
 class _Job:
     image: FloatArray
     flow: FloatArray
-    row: asyncio.Future[FloatArray]
     since: float
+    row: Future[FloatArray] = field(default_factory=Future)
 
 
 class Batcher:
@@ -64,144 +66,163 @@ class Batcher:
         self._name = name
         self._observer = observer or Observer()
         self._blank: tuple[FloatArray, FloatArray] | None = None
+        self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()
-        self._wake = asyncio.Event()
-        self._closing = False
+        self._batch: Sequence[_Job] = ()
+        """Under way. Here, not in a local variable, so that it is found when the thread ends."""
+        self._asked = 0.0
         self._busy_since: float | None = None
+        self._closing = False
         loop = asyncio.get_running_loop()
         self._thread = Workers(
             1,
             f"mfdan-network-{name}",
             on_death=in_loop(loop, self._observer.worker_died, "network"),
         )
-        self._worker = asyncio.create_task(self._work())
-
-    @property
-    def alive(self) -> bool:
-        """Whether the worker still takes work."""
-        return not self._worker.done()
 
     @property
     def busy_s(self) -> float:
         """For how long the present run has been going on, seconds; 0 when none is."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def failed(self) -> bool:
         """Whether the last run raised."""
         return self._blank is not None
 
-    def submit(self, image: FloatArray, flow: FloatArray) -> asyncio.Future[FloatArray]:
-        """Return what will be the (K,) row of one item; image and flow are (3, S, S).
+    def submit(self, pairs: Iterable[tuple[FloatArray, FloatArray]]) -> list[Future[FloatArray]]:
+        """Return what will be the (K,) row of each item: image and flow, (3, S, S). In any thread.
 
-        What is cancelled is dropped at once, unless its batch is under way. It fails with Closed,
-        or whatever the run raised. Raises: Closed.
+        All are there before the first is run, so they may share a batch. What is cancelled is
+        dropped at once, unless its batch is under way. A row fails with Closed, WorkerDied, or
+        whatever the run raised. Raises: Closed.
         """
-        if self._closing or not self.alive:
-            raise Closed("the service is shutting down")
-        job = _job(image, flow)
-        job.row.add_done_callback(partial(self._drop, job))
-        self._jobs.append(job)
-        self._wake.set()
-        return job.row
+        since = time.perf_counter()
+        jobs = [_Job(image, flow, since) for image, flow in pairs]
+        for job in jobs:
+            job.row.add_done_callback(self._forget)
+        with self._lock:
+            if self._closing:
+                raise Closed("the service is shutting down")
+            self._asked = since
+            self._jobs.extend(jobs)
+            for _ in jobs:
+                self._add_turn()
+        return [job.row for job in jobs]
 
     async def call(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, called in the thread of the runs, between two of them."""
         return await asyncio.wrap_future(self._thread.submit(work))
 
     def mend(self) -> None:
-        """Replace the thread if it has ended."""
+        """Replace the thread if it has ended; after a failed run, see whether the next succeeds.
+
+        To be called now and then: without traffic nobody else finds out.
+        """
         self._thread.mend()
+        blank, idle = self._blank, not self._jobs and not self._batch
+        if blank is not None and idle and time.perf_counter() - self._asked >= PROBE_S:
+            self.submit([blank])
 
     async def close(self, timeout_s: float | None = None) -> bool:
         """Finish what is waiting, then stop; return whether that was done in time.
 
         Nobody is left without an answer: past `timeout_s` it is Closed.
         """
-        loop = asyncio.get_running_loop()
-        end = math.inf if timeout_s is None else loop.time() + timeout_s
-        self._closing = True
-        self._wake.set()
-        await asyncio.wait([self._worker], timeout=timeout_s)
-        self._worker.cancel()
-        await asyncio.wait([self._worker])
-        left_s = max(0.0, min(end - loop.time(), threading.TIMEOUT_MAX))
-        return await asyncio.to_thread(self._thread.close, left_s)
+        with self._lock:
+            self._closing = True
+        left_s = min(math.inf if timeout_s is None else timeout_s, threading.TIMEOUT_MAX)
+        return await asyncio.to_thread(self._end, left_s)
 
-    async def _work(self) -> None:
-        try:
-            while True:
-                await self._woken()
-                while jobs := self._take():
-                    await self._flush(jobs)
-                if self._closing:
-                    return
-        finally:
-            # Only a cancelled worker comes here with jobs left.
-            for job in self._jobs:
-                _fail(job, Closed("the service is shutting down"))
+    def _end(self, timeout_s: float) -> bool:
+        ended = self._thread.close(timeout_s)
+        with self._lock:  # left are those of a thread that is stuck, or that ended just now
+            left = [*self._batch, *self._jobs]
             self._jobs.clear()
+        _fail(left, Closed("the service is shutting down"))
+        return ended
 
-    def _drop(self, job: _Job, row: asyncio.Future[FloatArray]) -> None:
-        # Not by `remove` alone: where the job was taken, that would describe it, pixels and all.
-        if row.cancelled() and job in self._jobs:
-            self._jobs.remove(job)
+    def _add_turn(self) -> None:
+        """Have one batch run: one turn for each item, so that none is ever left waiting.
 
-    async def _woken(self) -> None:
-        """Wait for work. After a failed run not for long: without traffic nobody else finds out."""
-        try:
-            async with asyncio.timeout(PROBE_S if self._blank is not None else None):
-                await self._wake.wait()
-        except TimeoutError:
-            assert self._blank is not None  # noqa: S101 - else nothing is timed
-            probe = _job(*self._blank)
-            probe.row.add_done_callback(lambda row: row.cancelled() or row.exception())
-            self._jobs.append(probe)
-        self._wake.clear()
+        Those that find nothing, because a batch took several, cost next to nothing.
+        """
+        self._thread.submit(self._turn).add_done_callback(self._turned)
 
-    def _take(self) -> list[_Job]:
-        """Take the largest fixed size that those still interested fill."""
-        interested = [job for job in self._jobs if not job.row.done()]
-        self._jobs = deque(interested)
-        size = next((size for size in self._sizes if size <= len(interested)), 0)
-        return [self._jobs.popleft() for _ in range(size)]
+    def _turned(self, turn: Future[None]) -> None:
+        """Fail what an ended thread had in its hands; another takes the turn.
 
-    async def _flush(self, jobs: list[_Job]) -> None:
+        Once closing there is no other: `close` answers those who are left.
+        """
+        died = turn.exception()
+        if isinstance(died, WorkerDied):
+            self._fail_batch(died)
+            with suppress(Closed):
+                self._add_turn()
+
+    def _turn(self) -> None:
+        """Run one batch of those who wait, if any. In the network's thread."""
+        self._take()
+        if not self._batch:
+            return
         self._busy_since = time.monotonic()
         try:
-            rows = await self._run_in_thread(jobs)
-        except asyncio.CancelledError:
-            for job in jobs:
-                _fail(job, Closed("the service is shutting down"))
-            raise
+            rows = self._rows()
         except Exception as error:  # noqa: BLE001 - every waiter must hear of it
-            if not isinstance(error, WorkerDied):  # it says nothing of the network
-                self._blank = np.zeros_like(jobs[0].image), np.zeros_like(jobs[0].flow)
-            self._observer.batch_failed(self._name, len(jobs), error)
-            for job in jobs:
-                _fail(job, error)
+            self._fail_batch(error)
             return
-        finally:
-            self._busy_since = None
         self._blank = None
-        for job, row in zip(jobs, rows, strict=True):
-            if not job.row.done():
+        self._busy_since = None
+        for job, row in zip(self._batch, rows, strict=True):
+            with suppress(InvalidStateError):  # its caller has gone
                 job.row.set_result(row)
+        self._batch = ()
 
-    async def _run_in_thread(self, jobs: list[_Job]) -> FloatArray:
-        def run() -> FloatArray:
-            return self._run(
-                _stacked([job.image for job in jobs]), _stacked([job.flow for job in jobs])
-            )
+    def _take(self) -> None:
+        """Take the largest fixed size that those still interested fill."""
+        with self._lock:
+            interested = [job for job in self._jobs if not job.row.done()]
+            size = next((size for size in self._sizes if size <= len(interested)), 0)
+            # In this order: wherever the thread ends, each job is in one of the two.
+            self._batch = interested[:size]
+            self._jobs = deque(interested[size:])
 
+    def _rows(self) -> FloatArray:
+        # No job in a local variable here or in `_turn`, while it runs: a fault's traceback leads
+        # to both, and a job to that fault, so its pixels would live until a cycle is collected.
         start = time.perf_counter()
-        for job in jobs:
-            self._observer.waited("network", start - job.since)
-        rows = await self.call(run)
-        if len(rows) != len(jobs):  # a short answer is a fault too
-            raise RuntimeError(f"{len(jobs)} items were run, {len(rows)} rows came back")
-        self._observer.batch_ran(self._name, len(jobs), time.perf_counter() - start)
+        size = len(self._batch)
+        self._tell_waits(start)
+        rows = self._run(
+            _stacked([job.image for job in self._batch]),
+            _stacked([job.flow for job in self._batch]),
+        )
+        if len(rows) != size:  # a short answer is a fault too
+            raise RuntimeError(f"{size} items were run, {len(rows)} rows came back")
+        self._observer.batch_ran(self._name, size, time.perf_counter() - start)
         return rows
+
+    def _tell_waits(self, start: float) -> None:
+        for job in self._batch:
+            self._observer.waited("network", start - job.since)
+
+    def _fail_batch(self, error: Exception) -> None:
+        if not self._batch:
+            return
+        if not isinstance(error, WorkerDied):  # it says nothing of the network
+            first = self._batch[0]
+            self._blank = np.zeros_like(first.image), np.zeros_like(first.flow)
+        self._busy_since = None
+        self._observer.batch_failed(self._name, len(self._batch), error)
+        _fail(self._batch, error)
+        self._batch = ()
+
+    def _forget(self, row: Future[FloatArray]) -> None:
+        if not row.cancelled():
+            return
+        with self._lock:
+            self._jobs = deque(job for job in self._jobs if job.row is not row)
 
 
 def _stacked(arrays: list[FloatArray]) -> FloatArray:
@@ -209,10 +230,7 @@ def _stacked(arrays: list[FloatArray]) -> FloatArray:
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
-def _job(image: FloatArray, flow: FloatArray) -> _Job:
-    return _Job(image, flow, asyncio.get_running_loop().create_future(), time.perf_counter())
-
-
-def _fail(job: _Job, error: Exception) -> None:
-    if not job.row.done():
-        job.row.set_exception(error)
+def _fail(jobs: Iterable[_Job], error: Exception) -> None:
+    for job in jobs:
+        with suppress(InvalidStateError):  # it was answered, or its caller has gone
+            job.row.set_exception(error)

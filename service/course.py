@@ -38,6 +38,11 @@ class Course:
             self.asked_ns, self._at(self.begun), self._at(self.prepared), self._at(answered)
         )
 
+    def infer_s(self, answered: float) -> float:
+        """Return how long the network took, with the wait for it; `answered` likewise."""
+        assert self.prepared is not None  # noqa: S101 - likewise
+        return answered - self.prepared
+
     def _at(self, moment: float) -> int:
         return self.asked_ns + round((moment - self.asked) * 1e9)
 

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
@@ -89,6 +90,7 @@ Trouble = Literal[
 Kind = Literal["pair", "clip"]
 T = TypeVar("T")
 FloatArray = NDArray[np.float32]
+Row = Future[FloatArray]
 _LOG = logging.getLogger("mfdan")
 
 
@@ -265,8 +267,8 @@ class Engine:
         with self._in_use(model) as chosen, self._pairs_admitted(len(image)):
             course = Course(self._settings.deadline_ms / 1e3)
             course.begun = course.prepared = course.asked
-            pairs = list(zip(image, flow, strict=True))
-            rows = await self._within(course, self._rows(chosen, pairs))
+            asked = chosen.batcher.submit(zip(image, flow, strict=True))
+            rows = await self._within(course, _answered(asked))
             return chosen.session, np.stack(rows)
 
     async def close(self) -> None:
@@ -349,8 +351,7 @@ class Engine:
         return warming.done() and not warming.cancelled() and warming.exception() is None
 
     def _is_stuck(self, model: Model) -> bool:
-        batcher = model.batcher
-        return not batcher.alive or batcher.busy_s * 1e3 >= self._settings.deadline_ms
+        return model.batcher.busy_s * 1e3 >= self._settings.deadline_ms
 
     @contextmanager
     def _counted(self, *, items: int = 0, clips: int = 0) -> Iterator[None]:
@@ -413,13 +414,11 @@ class Engine:
         places: asyncio.Semaphore | None = None,
     ) -> Answer:
         start = time.perf_counter()
-        prepared = await self._in_worker(work, course, places)
-        before_infer = course.prepared = time.perf_counter()
-        items = [item for face in prepared.faces for item in face.items]
+        prepared, asked = await self._in_worker(model, work, course, places)
         # A clip's count from here on, and are never refused: its decoding is paid for. Those of
         # pairs were counted, as asked for, when they were admitted.
-        with self._counted(items=0 if prepared.clip is None else len(items)):
-            rows = iter(await self._rows(model, [(item.image, item.flow) for item in items]))
+        with self._counted(items=0 if prepared.clip is None else len(asked)):
+            rows = iter(await _answered(asked))
         end = time.perf_counter()
         spec = model.session.spec
         return Answer(
@@ -431,25 +430,22 @@ class Engine:
             ),
             warnings=prepared.warnings,
             timings_ms=prepared.timings_ms
-            | {"infer": (end - before_infer) * 1e3, "total": (end - start) * 1e3},
+            | {"infer": course.infer_s(end) * 1e3, "total": (end - start) * 1e3},
             moments=course.moments(end),
             clip=prepared.clip,
         )
 
-    async def _rows(
-        self, model: Model, tensors: Sequence[tuple[FloatArray, FloatArray]]
-    ) -> list[FloatArray]:
-        return await asyncio.gather(*[model.batcher.submit(*pair) for pair in tensors])
-
     async def _in_worker(
         self,
+        model: Model,
         work: Callable[[Check], Prepared],
         course: Course,
         places: asyncio.Semaphore | None,
-    ) -> Prepared:
+    ) -> tuple[Prepared, list[Row]]:
         """Run the stages before the network in one worker, when there is a place.
 
-        In one, so that no more decoded frames are held than there are workers.
+        In one, so that no more decoded frames are held than there are workers. The worker hands
+        its items to the network itself: it would wait for this loop's turn else.
         """
         loop = asyncio.get_running_loop()
         abandoned = threading.Event()
@@ -458,9 +454,12 @@ class Engine:
             if abandoned.is_set():
                 raise _Abandoned
 
-        def begin() -> Prepared:
+        def begin() -> tuple[Prepared, list[Row]]:
             course.begun = time.perf_counter()
-            return work(check)
+            prepared = work(check)
+            check()
+            course.prepared = time.perf_counter()
+            return prepared, model.batcher.submit(_tensors(prepared))
 
         if places is not None:
             await places.acquire()
@@ -471,6 +470,10 @@ class Engine:
             working.add_done_callback(in_loop(loop, places.release))
         try:
             return await asyncio.wrap_future(working)
+        except asyncio.CancelledError:
+            # What the worker has handed over by now, or yet will if it does not hear in time.
+            working.add_done_callback(_withdraw)
+            raise
         finally:
             abandoned.set()
             if course.begun is not None:
@@ -487,6 +490,20 @@ class Engine:
             await asyncio.sleep(MEND_S)
             self._pool.mend()
             self._shelf.mend()
+
+
+def _tensors(prepared: Prepared) -> Iterator[tuple[FloatArray, FloatArray]]:
+    return ((item.image, item.flow) for face in prepared.faces for item in face.items)
+
+
+async def _answered(asked: Sequence[Row]) -> list[FloatArray]:
+    return await asyncio.gather(*map(asyncio.wrap_future, asked))
+
+
+def _withdraw(working: Future[tuple[Prepared, list[Row]]]) -> None:
+    if not working.cancelled() and working.exception() is None:
+        for row in working.result()[1]:
+            row.cancel()
 
 
 def _check_tensors(image: FloatArray, flow: FloatArray, side: int) -> None:

@@ -17,7 +17,10 @@ Change = Literal["loaded", "replaced", "unloaded", "refused"]
 class Observer:
     """Hears of the engine's work and does nothing; listeners override what they want to hear.
 
-    Every method is called in the event loop and must return at once.
+    What concerns runs of the network (`waited` for it, `batch_ran`, `batch_failed`) is told in
+    the thread that runs it, of which each model has one; the rest is told in the event loop.
+    Every method must return at once, be safe to call from several threads, and ask nothing of
+    the thread or the context that it is called in.
     """
 
     def waited(self, what: Wait, seconds: float) -> None:

@@ -188,6 +188,43 @@ def test_a_cancelled_call_is_never_run_and_its_neighbours_are_answered(
     asyncio.run(run())
 
 
+def test_what_a_worker_hands_over_just_when_its_caller_leaves_is_never_run(
+    make_settings: MakeSettings,
+    held: HeldSession,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handing, may_hand = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        async with opened(make_settings(), held) as engine:
+            upload = Upload(pictures.onset, pictures.smile)
+            first = asyncio.create_task(engine.predict(upload))
+            await asyncio.to_thread(held.started.wait, 20)
+            batcher = engine._shelf.get(None).batcher  # noqa: SLF001 - where it is handed over
+            submit = batcher.submit
+
+            def submit_late(pairs: object) -> object:
+                handing.set()
+                assert may_hand.wait(20)
+                return submit(pairs)
+
+            monkeypatch.setattr(batcher, "submit", submit_late)
+            leaver = asyncio.create_task(engine.predict(upload))
+            await asyncio.to_thread(handing.wait, 20)
+            leaver.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaver
+            may_hand.set()
+            await until(lambda: engine.busy_workers == 0)
+            assert not batcher._jobs  # noqa: SLF001 - likewise
+            held.may_go.set()
+            assert len((await first).faces) == 1
+        assert held.runs == 1
+
+    asyncio.run(run())
+
+
 def test_more_faces_than_may_wait_are_refused_before_any_work(
     make_settings: MakeSettings, held: HeldSession, pictures: Pictures
 ) -> None:
@@ -454,6 +491,7 @@ def test_a_run_that_raises_reaches_all_its_waiters_and_makes_the_engine_unready_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.batcher.PROBE_S", 0.05)
+    monkeypatch.setattr(engine_module, "MEND_S", 0.02)
 
     async def run() -> None:
         async with opened(make_settings(), breaking) as engine:
