@@ -472,7 +472,7 @@ class Engine:
             return await asyncio.wrap_future(working)
         except asyncio.CancelledError:
             # What the worker has handed over by now, or yet will if it does not hear in time.
-            working.add_done_callback(_withdraw)
+            working.add_done_callback(_withdraw_handed_over)
             raise
         finally:
             abandoned.set()
@@ -497,13 +497,22 @@ def _tensors(prepared: Prepared) -> Iterator[tuple[FloatArray, FloatArray]]:
 
 
 async def _answered(asked: Sequence[Row]) -> list[FloatArray]:
-    return await asyncio.gather(*map(asyncio.wrap_future, asked))
+    """Return the rows asked for. One after the other: they come in that order, some at once."""
+    try:
+        return [row.result() if row.done() else await asyncio.wrap_future(row) for row in asked]
+    finally:
+        _withdraw(asked)
 
 
-def _withdraw(working: Future[tuple[Prepared, list[Row]]]) -> None:
+def _withdraw(asked: Sequence[Row]) -> None:
+    """Have nothing more run for one who has gone; what is answered stays so."""
+    for row in asked:
+        row.cancel()
+
+
+def _withdraw_handed_over(working: Future[tuple[Prepared, list[Row]]]) -> None:
     if not working.cancelled() and working.exception() is None:
-        for row in working.result()[1]:
-            row.cancel()
+        _withdraw(working.result()[1])
 
 
 def _check_tensors(image: FloatArray, flow: FloatArray, side: int) -> None:
