@@ -13,7 +13,9 @@ if ! [[ -x bin/prometheus && -x bin/promtool ]]; then
       ln -sf "$(command -v "$program")" bin/
     done
   elif command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
-    apt-get --quiet --quiet download prometheus || {
+    # The archive moves on, so what apt knows of it may be old, or nothing.
+    apt-get --quiet --quiet download prometheus ||
+      { [[ $EUID == 0 ]] && apt-get --quiet --quiet update && apt-get --quiet --quiet download prometheus; } || {
       echo 'the package prometheus cannot be fetched: run apt-get update as root once, or install Prometheus' >&2
       exit 1
     }
