@@ -4,18 +4,26 @@ What they run, with which environment and which folders, is read from the file; 
 containers and addresses of their network are put in other words.
 """
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from types import ModuleType
 from typing import Any
 
+import pytest
 import yaml
+from click.testing import Result
 from dotenv import dotenv_values
 from podman_compose import rec_merge
+from processes import Process
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "docker" / "deploy"
@@ -25,6 +33,11 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_NUM_THREADS": "1",
 }
+FILES = ("docker-compose.yml", "compose.gpu.yaml")
+NOWHERE = "http://127.0.0.1:9"
+"""Where nobody listens."""
+
+sys.path.append(str(DEPLOY))  # where its programs find each other
 
 
 def compose(*files: str, **variables: str) -> dict[str, Any]:
@@ -76,6 +89,54 @@ class Composed:
             found[target] = ROOT / source if source.startswith(".") else self._folder / source
             found[target].mkdir(exist_ok=True)
         return found
+
+
+def program(name: str) -> ModuleType:
+    """Return a program of docker/deploy, as a module of its own."""
+    spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def done(run: Run, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a container's program to its end."""
+    return subprocess.run(  # noqa: S603 - what the file says
+        [*run.command, *more],
+        env=run.environment,
+        cwd=next(iter(run.folders.values())),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def invoked(name: str, run: Run, monkeypatch: pytest.MonkeyPatch, **changed: str) -> Result:
+    """Run a program in this process: a second less than one of its own."""
+    for variable in [one for one in os.environ if one.startswith("MFDAN_")]:
+        monkeypatch.delenv(variable)
+    for variable, value in {**run.environment, **changed}.items():
+        if variable not in ENVIRONMENT:
+            monkeypatch.setenv(variable, value)
+    return CliRunner().invoke(program(name).app, run.command[2:])
+
+
+class Up:
+    """prepare, then mfdan, as the file has them."""
+
+    def __init__(self, composed: Composed, process: Process) -> None:
+        self.composed = composed
+        self.process = process
+        self.secrets = composed.run("prepare").folders["/run/mfdan"]
+        self.key = (self.secrets / "caller.key").read_text().strip()
+
+    def run(self, name: str, **at: str) -> Run:
+        """Return how to run a service; `at`: where others are, by host and port of theirs."""
+        said = {f"http://{other}": url for other, url in at.items()}
+        return self.composed.run(name, {"http://mfdan:8000": self.process.url, **said})
 
 
 def _filled(value: Any, known: Mapping[str, str | None]) -> Any:  # noqa: ANN401 - YAML

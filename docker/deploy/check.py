@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import httpx2
 import typer
+from secret_files import Unreadable, read_secret
 
 from mfdan.client import Client, ProblemError
 
@@ -54,8 +55,13 @@ def look_at_service(url: str, key_file: Path) -> Iterator[str]:
     if not ready.is_success:
         raise Wrong(f"mfdan is not ready: {told(ready, 'detail')}; {COMPOSE} logs mfdan")
     yield f"mfdan is ready on {url}"
+    key = read(
+        key_file,
+        f"put a key there that is in the file of keys (`mfdan keys new caller` makes both); "
+        f"`{COMPOSE} up` makes one where there is no file of keys either",
+    )
     try:
-        with Client(url, api_key=read(key_file), timeout_s=PATIENCE_S) as client:
+        with Client(url, api_key=key, timeout_s=PATIENCE_S) as client:
             names = ", ".join(card.name for card in client.models())
     except ProblemError as problem:
         raise Wrong(
@@ -100,7 +106,7 @@ def look_at_grafana(url: str, password_file: Path) -> Iterator[str]:
     health = get("Grafana", f"{url}/api/health", "grafana")
     if not health.is_success:
         raise Wrong(f"Grafana is not well ({health.status_code}): {COMPOSE} logs grafana")
-    admin = ("admin", read(password_file))
+    admin = ("admin", read(password_file, f"put it there, or let `{COMPOSE} up` make one"))
     source = get("Grafana", f"{url}/api/datasources/uid/prometheus/health", "grafana", admin)
     if source.status_code == HTTPStatus.UNAUTHORIZED:
         raise Wrong(
@@ -151,14 +157,12 @@ def told(answer: httpx2.Response, member: str) -> str:
         return f"an answer of type {answer.headers.get('Content-Type', 'none')}"
 
 
-def read(path: Path) -> str:
-    """Return what a file holds. Raises: Wrong."""
+def read(path: Path, otherwise: str) -> str:
+    """Return what a file holds. Raises: Wrong, with what to do otherwise."""
     try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise Wrong(
-            f"{path} cannot be read ({error.strerror}): put it there, or let `{COMPOSE} up` make it"
-        ) from None
+        return read_secret(path)
+    except Unreadable as error:
+        raise Wrong(f"{error}: {otherwise}") from None
 
 
 if __name__ == "__main__":

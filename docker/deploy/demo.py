@@ -1,7 +1,8 @@
 """Ask a service about drawn faces, one question every few seconds, so that dashboards show some.
 
-Nobody is in these pictures. The faces raise or lower their brows or the corners of their mouth,
-some keep still, one is missing, and one question in twenty is a clip.
+Nobody is in these pictures. The faces smile, raise their lips, raise or lower their brows, some
+keep still, one is missing, and one question in twenty is a clip. What they do is mixed so that the
+packaged model's answers are spread about as in its reference, and no alert tells of the demo.
 """
 
 import io
@@ -14,22 +15,25 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import httpx2
 import numpy as np
 import numpy.typing as npt
 import typer
 from drawn_face import background, draw_face
 from PIL import Image
+from secret_files import Unreadable, read_secret
 
 from mfdan.client import Client, ProblemError
 from service.command_line import failed
 
 MOVES: tuple[tuple[str, float], ...] = (
-    *[("brow_lift", 0.8), ("smile", 0.8), ("brow_lift", 1.4), ("smile", 1.4)] * 3,
+    *[("brows", 0.8), ("smile", 0.8), ("lips", 0.8), ("brows", 1.4), ("smile", 1.4), ("lips", 1.4)]
+    * 2,
     ("still", 0.0),
-    *[("brow_lift", 0.6), ("smile", 1.8), ("brow_lift", -1.5)],
+    *[("brows", 0.6), ("smile", 1.8), ("lips", 1.7)],
     ("empty", 0.0),
-    *[("still", 0.0), ("brow_lift", 1.7)],
+    *[("brows", -1.5), ("still", 0.0)],
     ("clip", 2.0),
 )
 """What is asked in turn: what moves, and how far at its peak, pixels."""
@@ -37,6 +41,7 @@ CLIP_FRAMES, CLIP_FPS = 18, 60.0
 OVERLOADED = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 Question = Callable[[Client], object]
+Frame = npt.NDArray[np.uint8]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -52,10 +57,10 @@ def main(
 ) -> None:
     """Ask until it is stopped. An overloaded service is left alone for a while, and asked on."""
     try:
-        key = key_file.read_text().strip()
-    except OSError as error:
+        key = read_secret(key_file)
+    except Unreadable as error:
         raise failed(
-            f"no demo: {key_file} cannot be read ({error.strerror}). Put a key there, or leave the "
+            f"no demo: {error}. Put a key there (`mfdan keys new demo` makes one), or leave the "
             "demo out: COMPOSE_PROFILES= docker compose up"
         ) from None
     try:
@@ -107,17 +112,28 @@ class Sitter:
         self._eye_distance = chance.uniform(44, 56)
         self._tone = chance.uniform(0.4, 1.1)
 
-    def picture(self, **moves: float) -> bytes:
-        """Draw the face as PNG; `moves` as draw_face has them."""
-        return encoded(
-            draw_face(
-                self._scene,
-                centre=self._centre,
-                eye_distance=self._eye_distance,
-                tone=self._tone,
-                **moves,
-            )
+    def picture(self, *, brows: float = 0.0, lips: float = 0.0, smile: float = 0.0) -> bytes:
+        """Draw the face as PNG; how far each goes up, a smile outwards as well, pixels."""
+        face = draw_face(
+            self._scene,
+            centre=self._centre,
+            eye_distance=self._eye_distance,
+            tone=self._tone,
+            brow_lift=brows,
+            smile=lips,
         )
+        return encoded(self._smiling(face, smile))
+
+    def _smiling(self, face: Frame, peak: float) -> Frame:
+        """Pull the corners of the mouth up and out, and the skin around them along."""
+        rows, columns = np.mgrid[: face.shape[0], : face.shape[1]]
+        x = (columns - self._centre[0]) / self._eye_distance
+        y = (rows - self._centre[1]) / self._eye_distance
+        bump = np.exp(-((np.abs(x) - 0.4) ** 2 + (y - 1.08) ** 2) / 0.25**2)
+        step = peak * np.sqrt(0.5) * bump  # what is seen here stood further down and further in
+        from_x = (columns - np.sign(x) * step).astype(np.float32)
+        from_y = (rows + step).astype(np.float32)
+        return np.asarray(cv2.remap(face, from_x, from_y, cv2.INTER_CUBIC), np.uint8)
 
     def gone(self) -> bytes:
         """Return the scene alone."""
@@ -152,7 +168,7 @@ def ask_clip(sitter: Sitter, _what: str, peak: float, client: Client) -> object:
 ASKED = {"still": ask_still, "empty": ask_empty, "clip": ask_clip}
 
 
-def encoded(frame: npt.NDArray[np.uint8]) -> bytes:
+def encoded(frame: Frame) -> bytes:
     """Return a frame as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")

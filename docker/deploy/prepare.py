@@ -12,15 +12,19 @@ from secrets import token_urlsafe
 from typing import Annotated
 
 import typer
+from secret_files import Unreadable, read_secret
 
 from model.errors import MfdanError
 from service.command_line import failed, read_settings
 from service.engine import open_sessions
 from service.keys import KeysInvalid, digest_of, new_token, read_keys, stanza_of
 from service.settings import Settings
+from service.tracing import Tracing, TracingRefused
 
 CALLERS = ("caller", "demo")
 """Who gets a key of their own: whoever runs this, and the example caller."""
+GENERATED = "models"
+"""The volume of Compose's own. Only that one is filled: an empty folder is a mistyped one."""
 OWNER_ONLY, GROUP_TOO = 0o600, 0o640
 ROOT_GROUP = 0
 """Grafana's own group; Compose adds ours."""
@@ -42,29 +46,38 @@ def main(
     service: Annotated[str, typer.Option(help="Where callers will find mfdan.")],
     prometheus: Annotated[str, typer.Option(help="Where they will find Prometheus.")],
     grafana: Annotated[str, typer.Option(help="Where they will find Grafana.")],
+    models: Annotated[str, typer.Option(help="The volume or folder that models come from.")],
 ) -> None:
     """Make what is missing, try all of it, and say what to do next."""
     settings = read_settings()
     try:
         make_keys(secrets, settings.api_keys_file or secrets / "keys.toml")
         make_password(secrets / "grafana-password")
-        fill_models(settings.models_dir)
-        models = ", ".join(open_sessions(settings))
+        fill_models(settings.models_dir, models)
+        served = ", ".join(open_sessions(settings))
+        Tracing()
     except OSError as error:  # of a model's files
         why = f"{error.filename} cannot be read ({error.strerror}): may {_us()} read it?"
         raise failed(f"not prepared: {why}") from None
-    except (Refused, MfdanError) as error:
+    except (Refused, MfdanError, TracingRefused) as error:
         hint = NO_GPU if isinstance(error, MfdanError) and settings.device == "cuda" else ""
         raise failed(f"not prepared: {error}{hint}") from None
     typer.echo(
-        f"""prepared: {models}
+        f"""prepared: {served}
   mfdan       {service}/docs, in some seconds
-  your key    docker compose exec mfdan cat {secrets}/caller.key
+  your key    {where_the_key_is(secrets / "caller.key")}
   dashboards  {grafana}
   to edit     as admin: docker compose exec grafana cat {secrets}/grafana-password
   Prometheus  {prometheus}/alerts
   all well?   docker compose run --rm check"""
     )
+
+
+def where_the_key_is(path: Path) -> str:
+    """Return how to see the caller's key, or that there is none."""
+    if path.exists():
+        return f"docker compose exec mfdan cat {path}"
+    return f"none is in {path}; `check` asks with that one, `mfdan keys new caller` makes one"
 
 
 def make_keys(folder: Path, keys_file: Path) -> None:
@@ -113,8 +126,11 @@ def make_password(path: Path) -> None:
         raise Refused(f"Grafana may not read {path}: chgrp {os.getgid()} and chmod g+r it")
 
 
-def fill_models(folder: Path) -> None:
-    """Copy the packaged models into a folder without any. Raises: Refused."""
+def fill_models(folder: Path, source: str) -> None:
+    """Copy the packaged models into the volume of Compose's own while it has none.
+
+    source: the volume or folder that is mounted there. Raises: Refused.
+    """
     if folder.suffix == ".onnx":
         return
     if not folder.is_dir():
@@ -123,26 +139,30 @@ def fill_models(folder: Path) -> None:
         )
     if any(folder.glob("*.onnx")):
         return
+    if source != GENERATED:
+        raise Refused(
+            f"no model is in {source}, which is {folder} here: does MFDAN_MODELS name the folder "
+            f"of your *.onnx files, and may {_us()} read it?"
+        )
     packaged: Path = Settings.model_fields["models_dir"].default
     try:
-        for source in packaged.glob("*.onnx*"):
-            half = folder / f"{source.name}.tmp"
-            shutil.copyfile(source, half)
-            half.replace(folder / source.name)
+        for path in packaged.glob("*.onnx*"):
+            half = folder / f"{path.name}.tmp"
+            shutil.copyfile(path, half)
+            half.replace(folder / path.name)
     except OSError as error:
         raise Refused(
-            f"no model is in {folder}, and none can be put there ({error.strerror}): does "
-            f"MFDAN_MODELS name the folder of your *.onnx files, and may {_us()} read it?"
+            f"no model is in the volume {source}, and none can be put there ({error.strerror}): "
+            f"may {_us()} write to it? docker volume rm mfdan_{source} has it made anew"
         ) from None
 
 
 def read(path: Path) -> str:
     """Return what a file holds, less the white space around it. Raises: Refused."""
     try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise Refused(f"{path} cannot be read ({why}): may {_us()} read it?") from None
+        return read_secret(path)
+    except Unreadable as error:
+        raise Refused(f"{error}: may {_us()} read it?") from None
 
 
 def write(path: Path, text: str, mode: int) -> None:
