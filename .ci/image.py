@@ -142,6 +142,8 @@ class Builder:
             for source in sources:
                 path = tree / source.strip("/")
                 call("cp", "-a", f"{path}/." if path.is_dir() else str(path), str(into))
+        if mode := dict(flags).get("chmod"):
+            call("chmod", "--recursive", mode, str(into))
 
     @contextmanager
     def _tree_of(self, stage: str | None) -> Iterator[Path]:

@@ -3,8 +3,10 @@
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -101,6 +103,32 @@ def test_the_context_holds_what_the_dockerfile_copies_and_nothing_else() -> None
     folders = tuple(f"{source}/" for source in sources)
     others = {name for name in names - sources if not name.startswith(folders)}
     assert others == {".dockerignore"}
+
+
+def test_what_is_copied_from_a_checkout_of_its_owner_s_alone_may_be_read_by_all(
+    tmp_path: Path,
+) -> None:
+    stages = FOLLOWER["read_stages"](
+        DockerfileParser(str(ROOT / "docker" / "Dockerfile")).structure
+    )
+    for target in ("cpu", "gpu"):
+        copies = [value for instruction, value in stages[target][1] if instruction == "COPY"]
+        flags, rest = FOLLOWER["split_flags"](copies[-1])
+        *sources, into = rest.split()
+        assert into == "/opt/mfdan/deploy/"
+        context, layer = tmp_path / target / "context", tmp_path / target / "layer"
+        for source in sources:
+            (context / source).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if source.endswith("/") else shutil.copy
+            copy(ROOT / source, context / source)
+        for path in context.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        builder = object.__new__(FOLLOWER["Builder"])  # no stage is built for it
+        builder._context = context
+        builder._copy(flags, [*sources, into], layer)
+        copied = [layer / into.strip("/"), *(layer / into.strip("/")).iterdir()]
+        assert len(copied) > 4
+        assert {stat.S_IMODE(path.stat().st_mode) for path in copied} == {0o755}
 
 
 def copied_sources() -> Iterator[str]:
