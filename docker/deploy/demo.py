@@ -37,6 +37,7 @@ MOVES: tuple[tuple[str, float], ...] = (
     ("clip", 2.0),
 )
 """What is asked in turn: what moves, and how far at its peak, pixels."""
+cv2.setNumThreads(1)  # a container is bounded in threads, and a machine may have many cores
 CLIP_FRAMES, CLIP_FPS = 18, 60.0
 OVERLOADED = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
@@ -61,7 +62,7 @@ def main(
     except Unreadable as error:
         raise failed(
             f"no demo: {error}. Put a key there (`mfdan keys new demo` makes one), or leave the "
-            "demo out: COMPOSE_PROFILES= docker compose up"
+            "demo out: export COMPOSE_PROFILES="
         ) from None
     try:
         with Client(service, api_key=key) as client:

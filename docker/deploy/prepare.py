@@ -30,7 +30,7 @@ ROOT_GROUP = 0
 """Grafana's own group; Compose adds ours."""
 NO_GPU = (
     ". Is there a GPU here (nvidia-smi), and NVIDIA's container toolkit? Without, leave out "
-    "-f compose.gpu.yaml"
+    "compose.gpu.yaml (unset COMPOSE_FILE)"
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

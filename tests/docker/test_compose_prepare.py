@@ -228,4 +228,4 @@ def test_the_gpu_override_without_a_gpu_is_refused_with_what_to_do(
     device = {name: asked_for[name] for name in ("MFDAN_DEVICE", "MFDAN_STRICT_GPU")}
     said = refused(up.composed.run("prepare"), monkeypatch, **device)
     assert "a GPU was asked for, but mfdan-synthetic runs on CPUExecutionProvider" in said
-    assert "leave out -f compose.gpu.yaml" in said
+    assert "leave out compose.gpu.yaml (unset COMPOSE_FILE)" in said
