@@ -56,7 +56,8 @@ def size(quantity: str) -> int:
 
 def settings_of(pod: Resource) -> Settings:
     """Return what the service would make of a pod's variables."""
-    values = {name.removeprefix("MFDAN_").lower(): v for name, v in environment(pod).items()}
+    own = {name: v for name, v in environment(pod).items() if name.startswith("MFDAN_")}
+    values = {name.removeprefix("MFDAN_").lower(): v for name, v in own.items()}
     return Settings(**values, worker_threads=int(container(pod)["resources"]["limits"]["cpu"]))
 
 
@@ -161,16 +162,36 @@ def test_an_autoscaler_alone_says_how_many_pods_there_are(overlay: str, kind: st
     assert target["apiVersion"] == deployment["apiVersion"]
     assert "replicas" not in deployment["spec"]
     assert one(rendered("cpu"), "Deployment")["spec"]["replicas"] == 2
+    assert one(rendered("gpu"), "Deployment")["spec"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("autoscaler", ["autoscale-hpa", "autoscale-keda"])
+def test_an_autoscaler_says_how_many_gpus_there_are_in_whatever_order(
+    tmp_path: Path, autoscaler: str
+) -> None:
+    for first, then in (("gpu", autoscaler), (autoscaler, "gpu")):
+        resources = build(together(tmp_path, then, overlay=first))
+        assert settings_of(service_pod(resources)).device == "cuda"
+        assert "replicas" not in one(resources, "Deployment")["spec"], f"{then} after {first}"
 
 
 def test_what_scales_is_asked_of_this_namespace_and_job() -> None:
     keda = one(rendered("autoscale-keda"), "ScaledObject")
+    of = f'job="mfdan",namespace="{keda["metadata"]["namespace"]}"'
     for trigger in keda["spec"]["triggers"]:
         query = trigger["metadata"]["query"]
-        series = query.count("mfdan_")
-        assert query.count(f'job="mfdan",namespace="{keda["metadata"]["namespace"]}"') == series
+        series = re.findall(r"\b(mfdan_\w+|up)\b(\{[^}]*\})?", query)
+        assert series
+        assert all(selector.startswith(f"{{{of}") for _, selector in series), series
         assert trigger["metricType"] == "AverageValue"
         promql_parser.parse(query)
+
+
+def test_no_metrics_are_not_taken_for_no_load() -> None:
+    """.ci/watch.py asks these queries of a Prometheus without metrics, and of one with them."""
+    for trigger in one(rendered("autoscale-keda"), "ScaledObject")["spec"]["triggers"]:
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert not re.search(r"or vector\(\d+\)\s*$", trigger["metadata"]["query"])
 
 
 def test_both_autoscalers_go_up_and_down_alike() -> None:
@@ -307,18 +328,22 @@ def test_a_gpu_is_asked_for_and_never_replaced() -> None:
 
 
 def test_kserve_makes_the_same_pods(tmp_path: Path) -> None:
-    def without_the_name(pod: Resource) -> Resource:
-        only = {**container(pod), "name": None, "env": environment(pod)}
+    def but_for_kserve(pod: Resource) -> Resource:
+        env = {name: v for name, v in environment(pod).items() if name != "PROTOCOL"}
+        only = {**container(pod), "name": None, "env": env}
         return {**pod, "spec": {**pod["spec"], "containers": [only]}}
 
     kserve = service_pod(rendered("kserve"))
     assert container(kserve)["name"] == "kserve-container"
-    assert without_the_name(kserve) == without_the_name(service_pod(rendered("cpu")))
-    gpu = service_pod(build(together(tmp_path, "gpu", overlay="kserve")))
-    assert without_the_name(gpu) == without_the_name(service_pod(rendered("gpu")))
+    assert environment(kserve)["PROTOCOL"] == "v2"
+    assert but_for_kserve(kserve) == but_for_kserve(service_pod(rendered("cpu")))
+    with_gpu = build(together(tmp_path, "gpu", overlay="kserve"))
+    assert but_for_kserve(service_pod(with_gpu)) == but_for_kserve(service_pod(rendered("gpu")))
     predictor = one(rendered("kserve"), "InferenceService")["spec"]["predictor"]
     strategy = one(rendered("cpu"), "Deployment")["spec"]["strategy"]
     assert predictor["deploymentStrategy"] == strategy
+    predictor = one(with_gpu, "InferenceService")["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (1, 1)
 
 
 def test_all_parts_go_together_and_the_image_is_named_once(tmp_path: Path) -> None:
