@@ -25,16 +25,21 @@ def rendered(overlay: str) -> tuple[Resource, ...]:
 
 def build(folder: Path) -> tuple[Resource, ...]:
     """Return the resources of a folder with a kustomization; fail with what kustomize says."""
+    return tuple(yaml.safe_load_all(kubectl("kustomize", folder)))
+
+
+def kubectl(*arguments: str | Path) -> str:
+    """Return what it prints; fail with what it says."""
     run = subprocess.run(  # noqa: S603 - a command of the tests' own making
-        [Path(sys.executable).with_name("kubectl"), "kustomize", folder],
+        [Path(sys.executable).with_name("kubectl"), *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": os.defpath, "HOME": str(folder)},
+        env={"PATH": os.defpath, "HOME": str(ROOT)},  # no cluster is configured there
     )
     # A warning would be of a field that the next kustomize no longer takes.
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
-    return tuple(yaml.safe_load_all(run.stdout))
+    return run.stdout
 
 
 def together(folder: Path, *components: str, overlay: str = "cpu", **fields: object) -> Path:

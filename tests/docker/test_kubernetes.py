@@ -26,6 +26,7 @@ from kubernetes_files import (
     build,
     container,
     environment,
+    kubectl,
     one,
     pod_template,
     pods,
@@ -386,6 +387,17 @@ def test_the_pod_that_fills_the_volume_fills_the_one_that_is_read(
     assert mount == {"name": "models", "mountPath": "/models", "readOnly": True}
     assert settings_of(pod).models_dir == Path("/models")
     assert not pod["labels"].items() <= loader["metadata"]["labels"].items()
+
+
+def test_the_pod_that_fills_the_volume_gets_its_image_by_the_command_of_the_docs() -> None:
+    page = (ROOT.parents[1] / "docs" / "deploy.md").read_text()
+    (text,) = re.findall(r"^kubectl (set image .+) \| kubectl apply -f -$", page, re.MULTILINE)
+    command = text.replace("mfdan/docker/kubernetes/load-models.yaml", str(LOAD_MODELS)).split()
+    loader = yaml.safe_load(kubectl(*command))
+    is_valid({key: each for key, each in loader.items() if key != "status"})
+    pod = pod_template(loader)
+    assert container(pod)["image"] == "registry.example.org/mfdan:0.1.0-cpu"
+    assert faults(pod["spec"]) == []
 
 
 def test_prometheus_finds_every_pod_under_the_job_of_the_rules() -> None:
