@@ -5,8 +5,9 @@
 `promtool` checks the repository's configuration and rules first. Then `mfdan serve` is sent a
 minute of everything, and every query of every dashboard, every rule and both sides of whatever an
 alert compares must return something, but for what cannot on a healthy machine without a GPU
-(EMPTY). At last the service is stopped, and the alert that it is down must speak. Ends with status
-1 and a line for each fault. Needs no root, and no network once FOLDER holds Prometheus.
+(EMPTY), and what KEDA would ask must see the load. At last the service is stopped, and the alert
+that it is down must speak. Ends with status 1 and a line for each fault. Needs no root, and no
+network once FOLDER holds Prometheus.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from processes import Process, serving_process
 from queries import (
     DOCKER,
     Panel,
+    Query,
     annotations,
     dashboards,
     filled,
@@ -52,6 +55,9 @@ from service.keys import new_token
 
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = DOCKER / "prometheus"
+SCALED_OBJECT = DOCKER / "kubernetes/components/autoscale-keda/scaledobject.yaml"
+POD = {"namespace": "mfdan", "pod": "mfdan-0"}
+"""Labels that the Prometheus Operator gives to what it scrapes of a pod."""
 SCRAPE_S = 2
 """In place of the configuration's interval, so that a minute shows what ten would."""
 PATIENCE_S = 60.0
@@ -181,6 +187,7 @@ def watch(
     prometheus.until(f"timestamp(mfdan_ready) > {time.time() + SCRAPE_S}")
     end = time.time()
     faults = [*target_faults(prometheus), *rule_faults(prometheus, start, end)]
+    faults += scaling_faults(prometheus, start, end)
     panel_faults, recorded = ask_panels(prometheus, start, end)
     faults += panel_faults
     say("the service stops")
@@ -273,7 +280,8 @@ def write_config(folder: Path, **targets: str) -> None:
     }
     for job in config["scrape_configs"]:
         if "static_configs" in job:
-            job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+            labels = POD if job["job_name"] == "mfdan" else {}
+            job["static_configs"] = [{"targets": [targets[job["job_name"]]], "labels": labels}]
     path.write_text(yaml.safe_dump(config))
     for rule_file in (folder / "rules").glob("*.yml"):
         document = yaml.safe_load(rule_file.read_text())
@@ -345,6 +353,35 @@ def fault_of(where: str, text: str, found: Sequence[Series]) -> Iterator[str]:
         yield f"{where}: returned something although {reason}: {text}"
     elif not found and not reason:
         yield f"{where}: returned nothing: {text}"
+    elif text.endswith("or vector(0)") and not above_0(found):
+        yield f"{where}: was never above 0, which says no more than nothing: {text}"
+
+
+def scaling_faults(prometheus: Prometheus, start: float, end: float) -> Iterator[str]:
+    """Yield where KEDA would not see the load, or take it for none that there are no metrics."""
+    for trigger in yaml.safe_load(SCALED_OBJECT.read_text())["spec"]["triggers"]:
+        where, text = f"KEDA: {trigger['name']}", trigger["metadata"]["query"]
+        try:
+            found = prometheus.over(text, start, end)
+            before_any_metrics = prometheus.over(text, start - 3600, start - 1800)
+        except ValueError as error:
+            yield f"{where}: {error}: {text}"
+            continue
+        yield from fault_of(where, text, found)
+        if len(found) > 1:
+            yield f"{where}: KEDA takes one value, and there are {len(found)}: {text}"
+        if found and found[0].values[0][0] > start + SCRAPE_S:
+            yield f"{where}: returned nothing before the load: {text}"
+        if found and not above_0(found):
+            yield f"{where}: was never above 0 under load: {text}"
+        if before_any_metrics:
+            yield f"{where}: returned something where there were no metrics: {text}"
+        say(f"{where}: up to {max((v for one in found for _, v in one.values), default=0):.2f}")
+
+
+def above_0(found: Sequence[Series]) -> bool:
+    """Whether a value is, at some time."""
+    return any(value > 0 for one in found for _, value in one.values)
 
 
 def ask_panels(
@@ -360,24 +397,31 @@ def ask_panels(
         except ValueError as error:
             faults.append(f"{dashboard['title']}: {error}")
             continue
+        ask = partial(ask_query, prometheus, values, start, end)
         for query in annotations(dashboard):
-            text = filled(query.text, values)
-            faults += fault_of(query.where, text, prometheus.over(text, start, end))
+            faults += ask(query)[0]
         for panel in panels(dashboard):
             answers = []
             for query in panel.queries:
                 asked += 1
-                try:
-                    text = filled(query.text, values)
-                    found = prometheus.over(text, start, end)
-                except (KeyError, ValueError) as error:
-                    faults.append(f"{query.where}: {error}: {query.text}")
-                    continue
-                faults += fault_of(query.where, text, found)
+                its_faults, found = ask(query)
+                faults += its_faults
                 answers.append({"legend": query.legend, "series": [vars_of(one) for one in found]})
             recorded.append(described(panel, answers))
     say(f"{asked} queries of {len(recorded)} panels and headings asked, {len(faults)} faults")
     return faults, recorded
+
+
+def ask_query(
+    prometheus: Prometheus, values: dict[str, str], start: float, end: float, query: Query
+) -> tuple[list[str], list[Series]]:
+    """Return what is wrong with a dashboard's query, and what came back."""
+    try:
+        text = filled(query.text, values)
+        found = prometheus.over(text, start, end)
+    except (KeyError, ValueError) as error:
+        return [f"{query.where}: {error}: {query.text}"], []
+    return [*fault_of(query.where, text, found)], found
 
 
 def known_values(prometheus: Prometheus, dashboard: dict[str, Any]) -> dict[str, str]:
