@@ -9,17 +9,21 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import MfdanError
+from model.session import Session
 from model.spec import ModelSpec
 from service.answers import Options
 from service.engine import Engine, open_sessions
@@ -28,7 +32,7 @@ from service.scoring import Answered, Outcome, answer_source, lost
 from service.settings import Settings, cores
 from service.sources import Source
 
-__all__ = ["BadCluster", "Cluster", "ClusterLost", "score_on_ray"]
+__all__ = ["BadCluster", "Cluster", "ClusterLost", "Teller", "score_on_ray"]
 
 _MOST_PER_TASK = 8
 """Files. Ray spends some 20 ms on a task, all tasks in one process: too much for a pair each."""
@@ -36,14 +40,26 @@ _TASKS_PER_WORKER = 8
 """At the least, where there are enough files: workers shall end at about the same time."""
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Of a cluster of our own: names and rows are small, and memory is for clips."""
+_SPARE_OPENINGS = 4
+"""Workers that may die while they open the model, before nobody opens it any more."""
 _KNOCK_S = 5.0
+_PROBE_S = 8.0
+"""For a cluster to answer, once Ray is loaded."""
+_WATCH_S = 3.0
+_MOST_SILENCES = 3
 _LOCAL = "local"
+_STDERR = 2
 Batch = dict[str, NDArray[Any]]
+_Told: TypeAlias = Answered | str | None
+"""An answer; why no file can be answered; nothing, of a file that lost too many workers."""
 T = TypeVar("T")
 
 
 class BadCluster(Exception):
-    """There is no such cluster, or no room on it; nothing was scored."""
+    """No such cluster, no room on it, or workers that cannot open the model; what was done is kept.
+
+    A machine of a mixed cluster may be the first to say so when others have answered files.
+    """
 
 
 class ClusterLost(Exception):
@@ -60,19 +76,33 @@ class Cluster:
     """Processes with an engine each; None: as many as there is room for."""
 
 
+class Teller(Protocol):
+    """Hears how a run goes."""
+
+    def __call__(self, outcome: Outcome, /) -> None:
+        """Take one answer."""
+
+    def say(self, line: str) -> None:
+        """Tell a line."""
+
+    def give_up(self, reason: str) -> NoReturn:
+        """Tell why, and end the process at once; called in a thread."""
+
+
 def score_on_ray(  # noqa: PLR0913, PLR0917 - one argument for each thing that takes part
     sources: Sequence[Source],
     journal: Journal,
     settings: Settings,
     spec: ModelSpec,
     options: Options,
-    report: Callable[[Outcome], None],
+    teller: Teller,
     cluster: Cluster,
 ) -> None:
     """Answer every source as `service.scoring.score` does; `settings` are those of one worker.
 
     A worker that dies is replaced, and its files are tried again, at last each by itself: one that
-    takes each of its workers along is a row with `worker_died`.
+    takes each of its workers along is a row with `worker_died`. Where the head node dies, `teller`
+    is told to give up: Ray would be silent for a minute, and then end the process without a word.
     Raises: BadCluster, ClusterLost, OSError (of the journal).
     """
     waiting = {source.names: source for source in sources}
@@ -80,10 +110,11 @@ def score_on_ray(  # noqa: PLR0913, PLR0917 - one argument for each thing that t
     def note(one: Answered) -> None:
         journal.append(one.source, one.stamp, one.rows, final=one.outcome.final)
         del waiting[one.source.names]
-        report(one.outcome)
+        teller(one.outcome)
 
-    with _connected(cluster, settings) as ray:
-        crew = _Crew(ray, settings, options, spec, _size(ray, settings, cluster, len(sources)))
+    with _connected(cluster, settings, teller) as ray:
+        size = min(_size(ray, settings, cluster, teller), len(sources))
+        crew = _Crew(ray, settings, options, spec, size)
         for answered in crew.answer(list(waiting.values())):
             note(answered)
         if waiting:
@@ -128,7 +159,7 @@ class _Crew:
             enable_true_multi_threading=True,
         )
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-        tally = self.ray.remote(**lasting)(_Tally).remote(tries)
+        tally = self.ray.remote(**lasting)(_Tally).remote(tries, self.size)
         answers = data.from_items(
             [{"source": pickle.dumps(source)} for source in sources], override_num_blocks=tasks
         ).map_batches(
@@ -142,25 +173,36 @@ class _Crew:
         )
         try:
             for row in answers.iter_rows():
-                answer: Answered | str = pickle.loads(row["answer"])  # noqa: S301 - of our workers
+                answer: _Told = pickle.loads(row["answer"])  # noqa: S301 - of our workers
                 if isinstance(answer, str):
                     raise BadCluster(answer)
-                yield answer
+                if answer is not None:
+                    yield answer
         except self.ray.exceptions.RayError as error:
             raise ClusterLost(f"{type(error).__name__}: {_first_line(error)}") from None
 
 
 class _Tally:
-    """Counts how often each file was begun: Ray itself retries for ever what loses its worker."""
+    """Counts what was begun: Ray itself begins for ever anew what loses its worker."""
 
-    def __init__(self, tries: int) -> None:
-        self._tries = tries
+    def __init__(self, tries: int, workers: int) -> None:
+        self._tries, self._workers = tries, workers
         self._begun: Counter[tuple[str, ...]] = Counter()
+        self._opening = 0
 
     def may_begin(self, files: Sequence[tuple[str, ...]]) -> bool:
-        """Count one more try; say whether it is one too many."""
+        """Count one more try of each file; say whether it is one too many."""
         self._begun.update(files)
         return all(self._begun[one] <= self._tries for one in files)
+
+    def may_open(self) -> bool:
+        """Count a worker that opens the model; say whether too many never came to its end."""
+        self._opening += 1
+        return self._opening <= self._workers + _SPARE_OPENINGS
+
+    def opened(self) -> None:
+        """Take a worker off that count."""
+        self._opening -= 1
 
 
 class _Worker:
@@ -180,65 +222,85 @@ class _Worker:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._fault = ""
+        if not _ray().get(tally.may_open.remote()):
+            self._fault = "workers die while they open the model (out of memory?)"
+            return
         try:
             self._engine = self._in_loop(self._open(sha256))
-        except (MfdanError, BadCluster) as error:  # Ray would tell it in forty lines
-            self._fault = f"{socket.gethostname()}: {error}"
-            self._end_loop()
+        except Exception as error:  # noqa: BLE001 - Ray would tell it in forty lines
+            self._fault = _of_this_machine(error)
+        _ray().get(tally.opened.remote())
 
-    def __call__(self, batch: Batch) -> Batch:
-        """Answer the sources of one task; what keeps the engine from it is told in their place."""
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        """Answer the sources of one task in their order, each as soon as it is there.
+
+        There is one answer to each in any case: what came of a task is not asked for again when it
+        has to be begun anew, and is told from the rest by its place alone.
+        """
+        for answer in self._answers(list(batch["source"])):
+            # Bytes: what Ray Data cannot put into a table it writes into its log.
+            yield {"answer": np.array([pickle.dumps(answer)], object)}
+
+    def _answers(self, pickled: Sequence[bytes]) -> Iterable[_Told]:
         if self._fault:
-            return {"answer": _pickled([self._fault])}
-        sources: list[Source] = [
-            pickle.loads(source)  # noqa: S301 - of the command
-            for source in batch["source"]
+            return [self._fault] * len(pickled)
+        sources: list[Source] = [pickle.loads(one) for one in pickled]  # noqa: S301 - the command's
+        if not _ray().get(self._tally.may_begin.remote([source.names for source in sources])):
+            return [None] * len(pickled)
+        begun = [
+            asyncio.run_coroutine_threadsafe(self._answer(source), self._loop) for source in sources
         ]
-        files = [source.names for source in sources]
-        if not _ray().get(self._tally.may_begin.remote(files)):
-            return {"answer": _pickled([])}
-        return {"answer": _pickled(self._in_loop(self._answer(sources)))}
+        return (one.result() for one in begun)
 
     async def _open(self, sha256: str) -> Engine:
         update: dict[str, object] = {"reload_s": 0}  # the results are of one model
         if "models_dir" not in self._settings.model_fields_set:  # the package may lie elsewhere
             update["models_dir"] = Settings.model_fields["models_dir"].default
         settings = self._settings.model_copy(update=update)
-        name, session = next(iter(open_sessions(settings).items()))
-        if session.spec.onnx_sha256 != sha256:
-            raise BadCluster(f"the model {name} is another here than where the run was started")
-        self._opened = Engine.open(settings, sessions={name: session})  # kept: its end closes it
+        sessions = _model(settings, sha256)
+        self._opened = Engine.open(settings, sessions=sessions)  # kept: its end closes it
         engine = await self._opened.__aenter__()
         await engine.warmed_up()
         return engine
 
-    async def _answer(self, sources: Sequence[Source]) -> list[Answered]:
-        async def one(source: Source) -> Answered:
-            async with self._places:
-                return await answer_source(source, self._engine, self._settings, self._options)
-
-        return await asyncio.gather(*map(one, sources))
+    async def _answer(self, source: Source) -> Answered:
+        async with self._places:
+            return await answer_source(source, self._engine, self._settings, self._options)
 
     def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+
+def _model(settings: Settings, sha256: str) -> dict[str, Session]:
+    """Open the model that the run is of. Raises: BadCluster, MfdanError, OSError."""
+    name, session = next(iter(open_sessions(settings).items()))
+    if session.spec.onnx_sha256 != sha256:
+        raise BadCluster(f"the model {name} is another here than where the run was started")
+    return {name: session}
 
 
-def _pickled(values: Sequence[object]) -> NDArray[Any]:
-    """Return values as bytes: what Ray Data cannot put into a table it writes into its log."""
-    return np.array([pickle.dumps(value) for value in values], object)
+def _of_this_machine(error: Exception) -> str:
+    """Return in one line why no engine can be had here."""
+    if isinstance(error, MfdanError | BadCluster):
+        told = str(error)
+    else:
+        told = f"the model cannot be opened: {type(error).__name__}"
+        if isinstance(error, OSError) and error.strerror:
+            told += f", {error.strerror.lower()}"
+    return f"{socket.gethostname()}: {told}"
 
 
 def _cards(settings: Settings) -> int:
     return 1 if settings.device == "cuda" else 0
 
 
-def _size(ray: Any, settings: Settings, cluster: Cluster, files: int) -> int:  # noqa: ANN401 - an optional module
-    """Return how many workers to start."""
+def _size(
+    ray: Any,  # noqa: ANN401 - an optional module
+    settings: Settings,
+    cluster: Cluster,
+    teller: Teller,
+) -> int:
+    """Return how many workers to start: as many as are wanted, or as find a place now."""
     room = sum(_room(node["Resources"], settings) for node in ray.nodes() if node["Alive"])
     if not room:
         card = " and a GPU" if _cards(settings) else ""
@@ -246,7 +308,11 @@ def _size(ray: Any, settings: Settings, cluster: Cluster, files: int) -> int:  #
             f"no machine of the cluster has {settings.workers} cores{card} for a worker; "
             "MFDAN_WORKER_THREADS says how many it takes"
         )
-    return min(cluster.workers or room, files)
+    if cluster.address != _LOCAL:  # ours alone
+        room = min(room, _room(ray.available_resources(), settings))
+        if not room:
+            teller.say("others use the whole cluster: waiting for room")
+    return cluster.workers or max(1, room)
 
 
 def _room(resources: dict[str, float], settings: Settings) -> int:
@@ -255,10 +321,13 @@ def _room(resources: dict[str, float], settings: Settings) -> int:
 
 
 @contextmanager
-def _connected(cluster: Cluster, settings: Settings) -> Iterator[Any]:
+def _connected(cluster: Cluster, settings: Settings, teller: Teller) -> Iterator[Any]:
     """Connect to the cluster, or start one here; disconnect or stop it in any case."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a restart is told of in ten lines
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # a worker's end, likewise
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` has it
     ray = _ray()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if cluster.address == _LOCAL:
@@ -270,9 +339,33 @@ def _connected(cluster: Cluster, settings: Settings) -> Iterator[Any]:
     _connect(ray, cluster.address, options)
     try:
         _keep_quiet(ray)
-        yield ray
+        with _watched(ray.get_runtime_context().gcs_address, teller):
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _watched(head: str, teller: Teller) -> Iterator[None]:
+    """Knock at the head node while the block runs; give up when it is silent for long."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        silences = 0
+        while not ended.wait(_WATCH_S):
+            silences = silences + 1 if _silence(head) else 0
+            if silences == _MOST_SILENCES:
+                teller.give_up("its head node is silent")
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except ClusterLost:
+        if _silence(head):  # leaving it would take Ray a minute, and then end the process
+            teller.give_up("its head node is silent")
+        raise
+    finally:
+        ended.set()
 
 
 def _workers_here(settings: Settings) -> int:
@@ -293,28 +386,72 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:  # noqa: 
     if address not in {_LOCAL, "auto"}:
         if not (host and port.isdigit()) or "/" in host:
             raise BadCluster(f'--ray takes HOST:PORT of a head node, "auto" or "local": {address}')
-        _knock(address, host, int(port))
+        if told := _silence(address):
+            raise BadCluster(f"--ray {address}: no cluster answers: {told}")
+    if address != _LOCAL:
+        _probe(address)
     try:
-        ray.init(address, **options)
+        with _without_words():
+            ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        told = _first_line(error)
-        raise BadCluster(
-            f"--ray {address}: no cluster answers, or it wants RAY_AUTH_MODE=token: {told}"
-        ) from None
-
-
-def _knock(address: str, host: str, port: int) -> None:
-    """Find out whether anybody listens: Ray itself tries for a minute, and then aborts."""
-    try:
-        socket.create_connection((host, port), _KNOCK_S).close()
-    except (OSError, OverflowError) as error:
         raise BadCluster(f"--ray {address}: no cluster answers: {_first_line(error)}") from None
+
+
+def _silence(address: str) -> str:
+    """Return why nobody listens there; nothing where somebody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        return _first_line(error)
+    return ""
+
+
+def _probe(address: str) -> None:
+    """Find out whether it is a cluster that answers, and lets us in."""
+    command = [sys.executable, "-m", "service.ray_probe", address]
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None  # noqa: S101 - a pipe
+            process.stdout.readline()  # Ray is loaded: that may take long where files are slow
+            told, _ = process.communicate(timeout=_PROBE_S)
+        except subprocess.TimeoutExpired:
+            told = ""
+        finally:
+            process.kill()
+    if process.returncode:
+        told = told.strip() or "is it the port of the head, and RAY_AUTH_MODE the cluster's?"
+        raise BadCluster(f"--ray {address}: no cluster answers: {told}")
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """Keep off standard error what Ray's C++ writes there before it has read how loud it may be."""
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+
+
+def _has_token() -> bool:
+    """Whether Ray would find a token to show."""
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(named) or Path("~/.ray/auth_token").expanduser().exists()
 
 
 def _keep_quiet(ray: Any) -> None:  # noqa: ANN401 - an optional module
     """Leave the progress to us, and what went wrong as well."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte: an answer waits for no other
 
 
 def _first_line(error: BaseException) -> str:

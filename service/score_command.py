@@ -1,11 +1,12 @@
 """`mfdan score`: its options, its progress, what it says at the end."""
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, NoReturn, Self
 
 import typer
 from rich.console import Console
@@ -33,6 +34,7 @@ from service.journal import Journal, JournalInUse, JournalMismatch
 from service.scoring import Outcome, columns, fingerprint, score
 from service.settings import MAX_CANDIDATES, MAX_FACES, Settings
 from service.sources import BadArgument, Found, Source, find_sources
+from service.stores import holds_key
 from service.tables import MissingExtra, Row, check_format, write_table
 from service.wording import in_words
 
@@ -41,6 +43,8 @@ __all__ = ["score_command"]
 _LONGEST_MS = {"deadline_ms": 600_000, "clip_deadline_ms": 3_600_000}
 """Nobody waits at the other end, and a machine at full load is slow."""
 _LINE_EVERY_S = 30.0
+_CUT_SHORT = 3
+"""Exit status where the results could not be written; what the journal holds is kept."""
 
 
 def score_command(  # noqa: PLR0913 - one parameter for each option
@@ -92,13 +96,22 @@ def score_command(  # noqa: PLR0913 - one parameter for each option
     """Score many clips and pairs into one table; run again, it goes on where it was stopped."""
     journal_path = out.with_name(f"{out.name}.journal.jsonl")
     _check_out(out)
+    if ray is not None and any(holds_key(path) for path in paths or []):
+        raise failed(
+            "with --ray an address holds no key, for it is sent to every machine: "
+            "leave the key to the store's own settings on each",
+            status=BAD_USAGE,
+        )
     found = _found(paths or [], manifest, (out, journal_path))
     if ray_workers is not None and ray is None:
         raise failed("--ray-workers are those of --ray: say where", status=BAD_USAGE)
     cluster = None if ray is None else Cluster(ray, ray_workers)
     options = Options(faces=faces, candidates=candidates)
     settings = _settings(model, options, cluster)
-    sessions = open_models(settings)
+    try:
+        sessions = open_models(settings)
+    except typer.Exit:  # its status says here that there are results
+        raise typer.Exit(BAD_USAGE) from None
     with _open_journal(out, journal_path, settings, sessions, options, overwrite) as journal:
         _score_missing(found, journal, settings, sessions, options, cluster)
         errors = _write(out, found, journal, sessions)
@@ -176,7 +189,7 @@ def _open_journal(  # noqa: PLR0913, PLR0917 - what fixes the results
     except JournalInUse:
         raise failed(f"another run is writing {path}", status=BAD_USAGE) from None
     except OSError as error:
-        raise failed(f"{path}: {error.strerror}") from None
+        raise failed(f"{path}: {error.strerror}", status=BAD_USAGE) from None
 
 
 def _score_missing(  # noqa: PLR0913, PLR0917 - one argument for each thing that takes part
@@ -207,9 +220,14 @@ def _score_missing(  # noqa: PLR0913, PLR0917 - one argument for each thing that
     except BadCluster as error:
         raise failed(str(error), status=BAD_USAGE) from None
     except ClusterLost as error:
-        raise failed(f"the cluster failed ({error}); the same command goes on from here") from None
+        raise failed(_cluster_failed(str(error)), status=_CUT_SHORT) from None
     except OSError as error:
-        raise failed(f"the journal cannot be written: {error.strerror}") from None
+        told = f"the journal cannot be written: {error.strerror}"
+        raise failed(told, status=_CUT_SHORT) from None
+
+
+def _cluster_failed(why: str) -> str:
+    return f"the cluster failed ({why}); the same command goes on from here"
 
 
 def _is_done(source: Source, journal: Journal) -> bool:
@@ -232,7 +250,7 @@ def _write(out: Path, found: Found, journal: Journal, sessions: dict[str, Sessio
     try:
         count = write_table(out, columns(next(iter(sessions.values())).spec), rows())
     except OSError as error:
-        raise failed(f"{out}: {error.strerror}") from None
+        raise failed(f"{out}: {error.strerror}", status=_CUT_SHORT) from None
     say = Console(highlight=False, soft_wrap=True)
     say.print(f"{out}: {count} rows of {len(found.sources)} files", markup=False)
     if found.skipped:
@@ -275,12 +293,21 @@ class _Progress:
         self._done += 1
         if outcome.error_code is not None:
             self._failed += 1
-            line = f"{outcome.source.names[0]}: {outcome.error}"
-            self._console.print(line, markup=False, soft_wrap=True)
+            self.say(f"{outcome.source.names[0]}: {outcome.error}")
         self._bar.update(self._task, completed=self._done, state=self._state)
         if self._bar.disable and time.perf_counter() - self._told > _LINE_EVERY_S:
             self._told = time.perf_counter()
             self._console.print(f"{self._done}/{self._total}, {self._state}", markup=False)
+
+    def say(self, line: str) -> None:
+        """Tell a line above the bar."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def give_up(self, reason: str) -> NoReturn:
+        """Tell that the cluster failed, and end the process, which may hang in Ray."""
+        self._bar.stop()
+        failed(_cluster_failed(reason))
+        os._exit(_CUT_SHORT)
 
     @property
     def _state(self) -> str:

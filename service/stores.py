@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-__all__ = ["StoreFault", "StoredFile", "find_stored", "is_address"]
+__all__ = ["StoreFault", "StoredFile", "find_stored", "holds_key", "is_address"]
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 _SECOND_NS = 10**9
@@ -51,6 +51,14 @@ class StoredFile:
 def is_address(argument: str) -> bool:
     """Whether it names something in a store; `file://` is a path like any other."""
     return _ADDRESS.match(argument) is not None
+
+
+def holds_key(argument: str) -> bool:
+    """Whether an address says a password or a secret."""
+    if not is_address(argument):
+        return False
+    parts = urllib.parse.urlsplit(argument)
+    return parts.password is not None or "secret" in parts.query
 
 
 def find_stored(address: str) -> tuple[str, list[StoredFile]]:

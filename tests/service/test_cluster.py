@@ -1,30 +1,32 @@
-"""On a real local Ray with two workers: starting one takes seconds, so two runs show it all."""
+"""On a real local Ray with two workers. Starting it takes seconds, so one run shows many things.
+
+What takes more runs is marked `slow`: `.ci/run` has it, `make test` leaves it out.
+"""
 
 import csv
 import os
-import pickle
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 from drawn_clips import encode_clip, encode_pictures, grey_steps
 from drawn_expression_clips import drawn_clip
 from serving import MakeSettings, Pictures
 from typer.testing import CliRunner, Result
 
-from service.answers import Options
 from service.cli import app
-from service.cluster import _room, _Tally, _Worker
+from service.cluster import BadCluster, _model, _of_this_machine, _room, _Tally
 
 MFDAN = "from service.cli import app; app()"
 DEADLY_FILES = """
@@ -46,6 +48,12 @@ def deadly(paths, settings):
 scoring.read_upload = deadly
 """
 """Run by every process that has its folder in PYTHONPATH: no test can reach into Ray's workers."""
+DEADLY_MODEL = """
+import os, sys
+if any("default_worker.py" in argument for argument in sys.orig_argv):
+    from service import engine
+    engine.open_sessions = lambda settings: os._exit(1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,55 +76,83 @@ def recordings(tmp_path_factory: pytest.TempPathFactory, pictures: Pictures) -> 
 
 @dataclass(frozen=True)
 class Run:
-    """What one `mfdan score --ray local` left."""
-
-    status: int
-    said: str
-    journal: int
-    """Files that are noted."""
-    has_results: bool
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Of one command, and where."""
+    """What one `mfdan score` on two workers of Ray left."""
 
     out: Path
-    ray: Path
-    """Ray's own folder."""
-    stopped: Run
-    """By Ctrl-C."""
-    ended: Run
-    """The same command again."""
+    status: int
+    said: str
+    complained: str
+    """On standard error."""
+
+
+Score = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
-def runs(
-    recordings: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runs]:
-    """Stop a run and go on with it, while some files kill the workers that read them."""
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "sitecustomize.py").write_text(DEADLY_FILES)
-    environment = {"PYTHONPATH": str(folder), "MFDAN_MODELS_DIR": str(models_dir)}
-    ray = tempfile.TemporaryDirectory(prefix="ray")  # sockets have room for a short path only
-    environment["RAY_TMPDIR"] = ray.name
-    out = folder / "results.csv"
-    command = [recordings, "--out", out, "--ray", "local", "--ray-workers", "2"]
+def ray_folder() -> Iterator[Path]:
+    """Ray's own folder; short, for sockets have no room for a long path."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        yield Path(folder)
 
-    def run(*, stop: bool) -> Run:
+
+@pytest.fixture(scope="module")
+def score(
+    recordings: Path, models_dir: Path, ray_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Score:
+    """Run the command in a folder; every process of it begins with `first`."""
+
+    def run(
+        folder: Path | None = None,
+        *,
+        ray: str = "local",
+        first: str = "",
+        after_one: Callable[[subprocess.Popen[str]], object] | None = None,
+    ) -> Run:
+        folder = folder or tmp_path_factory.mktemp("run")
+        (folder / "sitecustomize.py").write_text(first)
+        out = folder / "results.csv"
+        command = [recordings, "--out", out, "--ray", ray, "--ray-workers", "2"]
+        environment = {
+            "PYTHONPATH": str(folder),
+            "MFDAN_MODELS_DIR": str(models_dir),
+            "RAY_TMPDIR": str(ray_folder),
+        }
         with start(*command, **environment) as process:
-            end = time.monotonic() + 120
-            while stop and noted(out) == 0:
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            if stop:
-                process.send_signal(signal.SIGINT)
-            said = "".join(process.communicate(timeout=180))
-        return Run(process.returncode, said, noted(out), out.exists())
+            if after_one is not None:
+                await_answer(out, process)
+                after_one(process)
+            said, complained = process.communicate(timeout=180)
+        return Run(out, process.returncode, said, complained)
 
-    with ray:
-        yield Runs(out, Path(ray.name), run(stop=True), run(stop=False))
+    return run
+
+
+@pytest.fixture(scope="module")
+def deadly_run(score: Score) -> Run:
+    """While some files kill the workers that read them."""
+    return score(first=DEADLY_FILES)
+
+
+@pytest.fixture
+def head(ray_folder: Path) -> Iterator[tuple[str, int]]:
+    """Address of a cluster's head node, and the process to kill for it to be dead."""
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    command = f"start --head --port {port} --num-cpus 2 --include-dashboard false --block"
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [ray, *command.split(), "--temp-dir", ray_folder, "--disable-usage-stats"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        told = iter(process.stdout.readline, "")
+        try:
+            assert any("Ray runtime started" in line for line in told)
+            yield f"127.0.0.1:{port}", child_called("gcs_server", process.pid)
+        finally:
+            process.terminate()
+            process.stdout.read()  # or it waits for somebody who reads
 
 
 @pytest.fixture
@@ -161,53 +197,150 @@ def noted(out: Path) -> int:
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
-def test_ctrl_c_keeps_what_is_done(runs: Runs) -> None:
-    assert runs.stopped.status == 130, runs.stopped.said
-    assert "the same command goes on from here" in runs.stopped.said
-    assert "Traceback" not in runs.stopped.said
-    assert 0 < runs.stopped.journal < 15
-    assert not runs.stopped.has_results
+def await_answer(out: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while noted(out) == 0:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(runs: Runs) -> None:
-    assert runs.ended.status == 1, runs.ended.said
-    assert f"{runs.stopped.journal} of 15 were done before" in runs.ended.said
-    assert "1 broken clip" in runs.ended.said
-    assert "1 worker died" in runs.ended.said
-    assert "Traceback" not in runs.ended.said
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
-def test_ray_writes_down_neither_a_name_nor_an_answer(runs: Runs, recordings: Path) -> None:
-    written = b"".join(path.read_bytes() for path in runs.ray.rglob("*") if path.is_file())
+def child_called(name: str, parent: int) -> int:
+    """Return the process that a process started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (child,) = (one for one in children if name in Path(f"/proc/{one}/cmdline").read_text())
+    return int(child)
+
+
+def test_two_workers_of_ray_find_what_one_process_finds(
+    deadly_run: Run, recordings: Path, tmp_path: Path
+) -> None:
+    """All of it, though a worker died of one file and was replaced."""
+    assert deadly_run.status == 1, deadly_run.complained
+    assert (deadly_run.out.parent / "died").exists()
+    assert here(recordings, "--out", tmp_path / "plain.csv").exit_code == 1
+    expected = rows(tmp_path / "plain.csv")
+    assert list(rows(deadly_run.out)) == list(expected)
+    del expected["deadly.gif"]
+    assert expected.items() <= rows(deadly_run.out).items()
+
+
+def test_nothing_is_told_but_what_failed(deadly_run: Run) -> None:
+    """Ray itself tells every worker's end, and its C++ how it was started."""
+    failures = [line for line in deadly_run.complained.splitlines() if " files/s, " not in line]
+    assert sorted(failures) == [
+        "cut.mp4: the clip is cut short",
+        "deadly.gif: the process that worked on it died (killed, or out of memory?)",
+    ]
+    assert deadly_run.said.splitlines()[1:] == [
+        "1 other files are neither clips nor pairs",
+        "2 files failed:",
+        "     1 broken clip",
+        "     1 worker died",
+    ]
+
+
+def test_ray_writes_down_neither_a_name_nor_an_answer(
+    deadly_run: Run, ray_folder: Path, recordings: Path
+) -> None:
+    assert deadly_run.out.exists()
+    written = b"".join(path.read_bytes() for path in ray_folder.rglob("*") if path.is_file())
     assert b"default_autoscaling_coordinator.py" in written  # Ray Data does keep a log
     for word in (str(recordings), ".mp4", ".gif", "onset.png", "clip_frames", "abstained"):
         assert word.encode() not in written, word
 
 
-def test_two_workers_of_ray_find_what_one_process_finds(
-    runs: Runs, recordings: Path, tmp_path: Path
-) -> None:
-    """All of it, though a worker died of one file and was replaced."""
-    assert (runs.out.parent / "died").exists()
-    assert here(recordings, "--out", tmp_path / "plain.csv").exit_code == 1
-    expected = rows(tmp_path / "plain.csv")
-    assert list(rows(runs.out)) == list(expected)
-    del expected["deadly.gif"]
-    assert expected.items() <= rows(runs.out).items()
-
-
 def test_a_file_that_kills_each_of_its_workers_is_a_row_and_tried_again_next_time(
-    runs: Runs, recordings: Path, tmp_path: Path
+    deadly_run: Run, recordings: Path, tmp_path: Path
 ) -> None:
     """The next run is of this machine alone: it goes on with what Ray noted."""
-    assert rows(runs.out)["deadly.gif"]["error_code"] == "worker_died"
+    assert rows(deadly_run.out)["deadly.gif"]["error_code"] == "worker_died"
     out = tmp_path / "results.csv"
-    for path in runs.out.parent.glob("results.csv*"):
+    for path in deadly_run.out.parent.glob("results.csv*"):
         shutil.copy(path, tmp_path)
     again = here(recordings, "--out", out)
     assert again.exit_code == 1
     assert "14 of 15 were done before" in again.stderr
     assert rows(out)["deadly.gif"]["error_code"] == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+    score: Score, tmp_path: Path
+) -> None:
+    stopped = score(tmp_path, after_one=lambda process: process.send_signal(signal.SIGINT))
+    assert stopped.status == 130
+    assert stopped.complained.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert not stopped.out.exists()
+    done = noted(stopped.out)
+    assert 0 < done < 15
+    ended = score(tmp_path)
+    assert ended.status == 1
+    assert f"{done} of 15 were done before" in ended.complained
+    assert len(rows(ended.out)) == 15
+
+
+@pytest.mark.slow
+def test_a_head_node_that_dies_ends_the_run_in_seconds_and_keeps_what_is_done(
+    score: Score, head: tuple[str, int]
+) -> None:
+    address, gcs = head
+    died = 0.0
+
+    def kill(_process: object) -> None:
+        nonlocal died
+        died = time.monotonic()
+        os.kill(gcs, signal.SIGKILL)
+
+    run = score(ray=address, after_one=kill)
+    assert time.monotonic() - died < 30
+    assert run.status == 3
+    assert run.complained.splitlines()[-1] == (
+        "mfdan: the cluster failed (its head node is silent); the same command goes on from here"
+    )
+    assert noted(run.out) > 0
+    assert not run.out.exists()
+
+
+@pytest.mark.slow
+def test_workers_that_die_while_they_open_the_model_end_the_run(score: Score) -> None:
+    run = score(first=DEADLY_MODEL)
+    assert run.status == 2
+    told = "mfdan: workers die while they open the model (out of memory?)"
+    assert run.complained.splitlines() == [told]
+    assert run.said == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("speaks", [False, True], ids=["silent", "http"])
+def test_what_listens_but_is_no_cluster_is_one_sentence(
+    recordings: Path, out: Path, *, speaks: bool
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        if speaks:
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        address = f"127.0.0.1:{server.server_port}"
+        result = here(recordings, "--out", out, "--ray", address)
+        if speaks:
+            server.shutdown()
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        f"mfdan: --ray {address}: no cluster answers: is it the port of the head"
+    )
+
+
+def test_a_key_in_an_address_is_not_sent_to_a_cluster(out: Path) -> None:
+    result = here("s3://mine:hidden@bucket/day", "--out", out, "--ray", "local")
+    assert result.exit_code == 2
+    assert "with --ray an address holds no key" in result.stderr
+    assert "hidden" not in result.stderr
 
 
 def test_without_ray_installed_the_extra_is_named(
@@ -244,18 +377,33 @@ def test_workers_without_a_cluster_are_refused(recordings: Path, out: Path) -> N
 
 
 def test_a_file_may_be_begun_as_often_as_there_are_tries() -> None:
-    tally = _Tally(2)
+    tally = _Tally(2, workers=1)
     assert [tally.may_begin([("a",), ("b",)]) for _ in range(3)] == [True, True, False]
     assert tally.may_begin([("c",)])
     assert not tally.may_begin([("c",), ("a",)])
 
 
-def test_a_machine_with_another_model_says_which_machine_it_is(make_settings: MakeSettings) -> None:
-    worker = _Worker(make_settings(), Options(), "0" * 64, _Tally(1))
-    (answer,) = worker({"source": np.empty(1, object)})["answer"]
-    told = pickle.loads(answer)  # noqa: S301 - our own
-    assert told.startswith(f"{socket.gethostname()}: the model ")
-    assert told.endswith(" is another here than where the run was started")
+def test_workers_may_open_the_model_again_as_long_as_they_come_to_its_end() -> None:
+    tally = _Tally(2, workers=3)
+    for _ in range(100):
+        assert tally.may_open()
+        tally.opened()
+    assert [tally.may_open() for _ in range(8)] == [True] * 7 + [False]
+
+
+def test_a_machine_with_another_model_is_refused(make_settings: MakeSettings) -> None:
+    with pytest.raises(BadCluster, match=r"is another here than where the run was started$"):
+        _model(make_settings(), "0" * 64)
+
+
+def test_what_keeps_a_machine_from_its_model_is_one_line_that_names_the_machine() -> None:
+    host = socket.gethostname()
+    assert _of_this_machine(BadCluster("another model")) == f"{host}: another model"
+    denied = PermissionError(13, "Permission denied", "/home/somebody/model.onnx")
+    told = "the model cannot be opened: PermissionError, permission denied"
+    assert _of_this_machine(denied) == f"{host}: {told}"
+    told = "the model cannot be opened: ValueError"
+    assert _of_this_machine(ValueError("two\nlines")) == f"{host}: {told}"
 
 
 @pytest.mark.parametrize(
