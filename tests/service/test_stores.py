@@ -14,6 +14,7 @@ from model.errors import ClipTooLarge
 from service.answers import ClipUpload, Upload
 from service.cli import app
 from service.sources import BadArgument, find_sources, read_upload
+from service.stores import holds_key
 
 CLIP = encode_pictures(grey_steps(3), 25, "gif")
 PICTURE = encode(grey_steps(1)[0])
@@ -133,6 +134,20 @@ def test_a_bucket_that_may_not_be_read_is_one_sentence_without_the_key(
     assert "secret" not in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "holds"),
+    [
+        ("s3://mine:hidden@bucket/day", True),
+        ("abfss://container@account.dfs.core.windows.net/day?client_secret=hidden", True),
+        ("abfss://container@account.dfs.core.windows.net/day", False),
+        ("s3://bucket/day?region=eu-west-1", False),
+        ("secret/a:b@c", False),
+    ],
+)
+def test_an_address_with_a_key_is_known(address: str, *, holds: bool) -> None:
+    assert holds_key(address) is holds
 
 
 @pytest.mark.parametrize("address", ["foo://bucket/day", "s3://bucket/day?nonsense=1"])
