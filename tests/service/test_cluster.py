@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -138,6 +138,7 @@ def head(ray_folder: Path) -> Iterator[tuple[str, int]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         told = iter(process.stdout.readline, "")
@@ -147,6 +148,9 @@ def head(ray_folder: Path) -> Iterator[tuple[str, int]]:
         finally:
             process.terminate()
             process.stdout.read()  # or it waits for somebody who reads
+            process.wait()
+            with suppress(ProcessLookupError):  # what a dead head leaves behind
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
