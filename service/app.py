@@ -21,7 +21,7 @@ from service.observer import Observer
 from service.open_inference import OpenInferenceErrors
 from service.open_inference import router as open_inference
 from service.routes import metrics_router, router
-from service.security import GuardMiddleware, HeadersMiddleware
+from service.security import PREDICTION_ROUTES, GuardMiddleware, HeadersMiddleware
 from service.settings import Settings
 from service.telemetry import Telemetry, TelemetryMiddleware
 
@@ -95,6 +95,7 @@ def create_app(
         telemetry=telemetry.tracing.config,
     )
     app.state.telemetry = telemetry
+    telemetry.requests.begin_at_zero(PREDICTION_ROUTES)
     app.include_router(router)
     if settings.metrics_port is None:
         app.include_router(metrics_router)

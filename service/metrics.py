@@ -5,7 +5,7 @@ Each group belongs to one registry and each app has one of its own: nothing is g
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 from itertools import product
@@ -34,6 +34,8 @@ _SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 _PIXELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _REASONS = ("draining", *get_args(Trouble))
+_WATCHED = ("200", "429", "500", "503", "504")
+"""Statuses of which an alert, or what it is compared with, is made."""
 _SCRAPE_WAIT_S = 1.0
 """What a scrape from another thread waits for an event loop that hangs."""
 
@@ -70,6 +72,14 @@ class RequestMetrics:
         )
         for code in sorted(REJECTIONS):  # an increase from nothing is no increase to Prometheus
             self.rejections.labels(code)
+
+    def begin_at_zero(self, predictions: Iterable[str]) -> None:
+        """Show as 0 what alerts count of the routes of predictions, so that a first burst is seen.
+
+        Other statuses begin with their first answer: there are too many of them.
+        """
+        for route, status in product(predictions, _WATCHED):
+            self.answered.labels("POST", route, status)
 
 
 class WorkMetrics:

@@ -20,7 +20,13 @@ from service.errors import refuse
 from service.faults import TooManyRequests
 from service.settings import Settings
 
-__all__ = ["PROTECTIVE", "GuardMiddleware", "HeadersMiddleware", "prediction_route"]
+__all__ = [
+    "PREDICTION_ROUTES",
+    "PROTECTIVE",
+    "GuardMiddleware",
+    "HeadersMiddleware",
+    "prediction_route",
+]
 
 _SMALL_BODY_BYTES = 2**16
 PROTECTIVE = {
@@ -59,6 +65,7 @@ _PREDICTIONS = (
         "/v2/models/{name}/versions/{version}/infer", lambda settings: settings.max_body_bytes
     ),
 )
+PREDICTION_ROUTES = tuple(one.route for one in _PREDICTIONS)
 
 
 class HeadersMiddleware:

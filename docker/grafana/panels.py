@@ -108,7 +108,7 @@ def heat(title: str, about: str, unit: str, buckets: str, *, width: int = 8) -> 
         .title(title)
         .description(about)
         .datasource(SOURCE)
-        .with_target(_target("A", query, "{{le}}").format(PromQueryFormat.HEATMAP))
+        .with_target(_target("A", query, "{{le}}").range().format(PromQueryFormat.HEATMAP))
         .span(width)
         .height(8)
         .calculate(calculate=False)
@@ -142,15 +142,14 @@ def number(  # noqa: PLR0913 - a panel is as much as this
     red_below: float | None = None,
     without: str = "no requests",
 ) -> stat.Panel:
-    """Make the last value, large, with its course behind it; red on the wrong side of a limit.
+    """Make the present value, large; red on the wrong side of a limit.
 
-    `without` is what it shows where there is no value.
+    `without` is what it shows where there is no value now, whatever there was before.
     """
     return (
-        _last(title, about, query, width)
+        _present(title, about, query, width)
         .unit(unit)
         .no_value(without)
-        .graph_mode(BigValueGraphMode.AREA)
         .color_mode(BigValueColorMode.VALUE)
         .thresholds(_limits(red_from, red_below))
     )
@@ -159,9 +158,8 @@ def number(  # noqa: PLR0913 - a panel is as much as this
 def text(title: str, about: str, query: Query, *, width: int = 8) -> stat.Panel:
     """Make a list of what there is: the query's legends, whatever their values are."""
     return (
-        _last(title, about, query, width)
+        _present(title, about, query, width)
         .text_mode(BigValueTextMode.NAME)
-        .graph_mode(BigValueGraphMode.NONE)
         .color_mode(BigValueColorMode.NONE)
     )
 
@@ -183,7 +181,7 @@ def states(title: str, about: str, *queries: Query, width: int = 12) -> statetim
         .height(8)
         .show_value(VisibilityMode.NEVER)
         .row_height(0.8)
-        .legend(common.VizLegendOptions().show_legend(show_legend=False).calcs([]))
+        .legend(_key())
     )
 
 
@@ -220,30 +218,38 @@ def frame(
     return built
 
 
-def _last(title: str, about: str, query: Query, width: int) -> stat.Panel:
+def _present(title: str, about: str, query: Query, width: int) -> stat.Panel:
     return (
         stat.Panel()
         .title(title)
         .description(about)
         .datasource(SOURCE)
-        .targets(_targets([query]))
+        # Over a time the last value there was would outlive what it was of.
+        .with_target(_target("A", *query).instant())
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .graph_mode(BigValueGraphMode.NONE)
         .span(width)
         .height(4)
     )
 
 
 def _targets(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
-    return [_target(ref, *query) for ref, query in zip(ascii_uppercase, queries, strict=False)]
+    return [
+        _target(ref, *query).range() for ref, query in zip(ascii_uppercase, queries, strict=False)
+    ]
 
 
 def _target(ref: str, expression: str, legend: str) -> prometheus.Dataquery:
     query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(ref)
-    return query.range().datasource(SOURCE)
+    return query.datasource(SOURCE)
 
 
 def _legend() -> common.VizLegendOptions:
-    listed = common.VizLegendOptions().show_legend(show_legend=True).calcs(["lastNotNull"])
+    return _key().calcs(["lastNotNull"])
+
+
+def _key() -> common.VizLegendOptions:
+    listed = common.VizLegendOptions().show_legend(show_legend=True).calcs([])
     return listed.display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
 
 

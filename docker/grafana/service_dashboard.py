@@ -7,7 +7,6 @@ from queries import ASKED, AT, INSTANCE, RATE, quantile
 __all__ = ["service"]
 
 ROUTES = f'{AT}, route!~".*health.*|/metrics"'
-BROKEN = "internal_error|worker_died|deadline_exceeded"
 
 
 def service() -> Dashboard:
@@ -32,14 +31,17 @@ def service() -> Dashboard:
 
 def _glance() -> Row:
     asked = f"sum(rate(mfdan_requests_total{{{ASKED}}}[{RATE}]))"
-    broken = f'sum(rate(mfdan_rejections_total{{{AT}, code=~"{BROKEN}"}}[{RATE}]))'
     return "Is it well?", [
         number(
             "Who is ready?",
             "Share of the targets that work on predictions. Below 100 %: look at 'Why is it not "
             "ready?' below, and at MfdanDown and MfdanNotReady in the runbook.",
             "percentunit",
-            (f'sum(mfdan_ready{{{AT}}}) / count(up{{job="mfdan", {AT}}})', "ready"),
+            (
+                # Of those that are down nothing is there to be summed.
+                f'(sum(mfdan_ready{{{AT}}}) or vector(0)) / count(up{{job="mfdan", {AT}}})',
+                "ready",
+            ),
             red_below=1,
             without="nobody",
         ),
@@ -59,16 +61,18 @@ def _glance() -> Row:
         ),
         number(
             "What share fails?",
-            "Faults of the service and answers past the deadline, of all that was asked. Anything "
-            "above 0 is a defect or an overload: look for the request ids in the log.",
+            "Of the requests for predictions of the last five minutes: answered 500 or 504. Above "
+            "1 % for five minutes: MfdanErrors. Anything above 0 is a defect or an overload: look "
+            "for the request ids in the log.",
             "percentunit",
-            (f"{broken} / ({asked} > 0)", "failed"),
+            ("max(mfdan:failed_requests:ratio5m)", "failed"),
             red_from=0.01,
         ),
         number(
-            "Is the promised latency kept?",
-            "The 95th percentile of pairs as a share of mfdan:latency_objective_seconds, a "
-            "constant in docker/prometheus/rules/mfdan.yml. Above 100 %: MfdanSlow in the runbook.",
+            "How much of the promised latency is used?",
+            "What 95 % of the pairs are answered within, as a share of the latency promised for "
+            "them (mfdan:latency_objective_seconds, a constant of the rules). 300 %: three times "
+            "as long. Above 100 % for ten minutes: MfdanSlow.",
             "percentunit",
             (
                 "max(mfdan:pair_latency_seconds:p95_5m) / scalar(mfdan:latency_objective_seconds)",
@@ -107,8 +111,8 @@ def _traffic() -> Row:
         lines(
             "Why is it refused?",
             "Refusals a second by the code of the problem; none where nothing is drawn. "
-            "queue_full, too_many_requests: MfdanRejecting. unauthorized: MfdanUnauthorized. "
-            "Codes of pictures and fields are the callers' to mend.",
+            "queue_full, too_many_requests, too_many_connections: MfdanRejecting. unauthorized: "
+            "MfdanUnauthorized. Codes of pictures and fields are the callers' to mend.",
             "reqps",
             (f"sum by (code) (rate(mfdan_rejections_total{{{AT}}}[{RATE}])) > 0", "{{code}}"),
         ),

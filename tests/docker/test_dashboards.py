@@ -26,6 +26,16 @@ UNSEEN = {
     "mfdan_faces_total",  # the labels and abstentions are its parts
 }
 """Series that no panel needs."""
+OF_NVIDIA = {
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_DEV_GPU_TEMP",
+    "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_MEM_COPY_UTIL",
+    "DCGM_FI_DEV_POWER_USAGE",
+    "DCGM_FI_DEV_XID_ERRORS",
+}
+"""What dcgm-exporter 4.8 shows unless told otherwise (etc/default-counters.csv), and is asked for:
+by its documentation, for none was run."""
 
 
 @pytest.fixture(params=FILES)
@@ -135,10 +145,15 @@ def test_every_query_asks_for_what_there_is(
 ) -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     of_a_gpu = set(re.findall(r"mfdan_gpu_\w+", (ROOT / "service" / "gpu_memory.py").read_text()))
-    known = served_series | recorded | of_a_gpu | {"up", "ALERTS"}
+    known = served_series | recorded | of_a_gpu | OF_NVIDIA | {"up", "ALERTS"}
     for expression in expressions(dashboard):
-        missing = asked(expression) - known
-        assert all(name.startswith("DCGM_FI_DEV_") for name in missing), missing
+        assert asked(expression) <= known
+
+
+def test_a_number_is_what_is_now_and_not_the_last_that_was(dashboard: dict[str, Any]) -> None:
+    numbers = [panel for panel in panels(dashboard) if panel["type"] == "stat"]
+    for target in (target for panel in numbers for target in panel["targets"]):
+        assert (target["instant"], target["range"]) == (True, False), target["expr"]
 
 
 def test_every_series_of_the_service_is_to_be_seen(served_series: set[str]) -> None:

@@ -325,6 +325,20 @@ def test_every_code_that_the_api_page_names_begins_at_zero(serve: Serve) -> None
         assert found["mfdan_rejections_total", (("code", code),)] == 0
 
 
+def test_whatever_an_alert_counts_of_requests_is_there_from_the_start(serve: Serve) -> None:
+    (routes,) = set(re.findall(r'mfdan_requests_total{route=~"(.*?)"', ALERTS.read_text()))
+    failed = re.findall(r'mfdan_requests_total{.*?status=~"(.*?)"}', ALERTS.read_text())
+    with serve() as client:
+        found = samples(client)
+        offered = [
+            path for path, methods in client.app.openapi()["paths"].items() if "post" in methods
+        ]
+    counted = [path for path in offered if re.fullmatch(routes, path)]
+    assert len(counted) == 4
+    for route, status in product(counted, {"200", *"|".join(failed).split("|")}):
+        assert found["mfdan_requests_total", requests(route, int(status))] == 0
+
+
 def test_a_code_that_no_problem_has_begins_at_zero_too() -> None:
     found = exposed(Telemetry())
     for code in get_args(Cut):
