@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
@@ -12,7 +12,9 @@ mpl.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ MARGINS_IN = {
     "row": (0.1, 0.1, 0.1, 0.1),
     "stat": (0.1, 0.1, 0.1, 0.1),
     "heatmap": (0.72, 0.35, 0.15, 0.3),
-    "state-timeline": (1.5, 0.3, 0.2, 0.3),
+    "state-timeline": (1.5, 0.55, 0.2, 0.3),
 }
 """Left, bottom, right and top of a panel, by its kind, where not USUAL_MARGINS_IN."""
 USUAL_MARGINS_IN = (0.72, 0.72, 0.15, 0.3)
@@ -31,8 +33,19 @@ DPI = 105
 MOST_IN_LEGEND = 6
 BUCKET_LABELS = 5
 Recorded = Mapping[str, Any]
-Span = tuple[float, float]
-"""First and last moment of the picture, seconds since 1970."""
+STATES = {"no": "#d9d9d9", "yes": "#3274d9"}
+"""Colours of 0 and 1."""
+
+
+class Span(NamedTuple):
+    """The time that a picture shows, in seconds since 1970."""
+
+    first: float
+    last: float
+    step: float
+    """Between two moments at which was asked."""
+
+
 STYLE = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
@@ -52,11 +65,12 @@ def draw(recorded: Sequence[Recorded], path: Path, dashboard: str = "mfdan: serv
     panels = [panel for panel in recorded if panel["dashboard"] == dashboard]
     width = COLUMNS * COLUMN_IN
     height = max(panel["place"][1] + panel["place"][3] for panel in panels) * ROW_IN
-    times = [at for panel in panels for one in _series(panel) for at, _value in one["values"]]
+    times = {at for panel in panels for one in _series(panel) for at, _value in one["values"]}
+    span = Span(min(times), max(times), float(np.diff(sorted(times)).min()))
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(width, height))
         for panel in panels:
-            _draw_panel(figure, panel, (min(times), max(times)))
+            _draw_panel(figure, panel, span)
         figure.savefig(path, dpi=DPI)
         plt.close(figure)
 
@@ -84,7 +98,8 @@ def _draw_heading(axes: Axes, panel: Recorded, _span: Span) -> None:
     axes.text(0, 0.5, panel["title"], fontsize=13, fontweight="bold", va="center")
 
 
-def _draw_stat(axes: Axes, panel: Recorded, _span: Span) -> None:
+def _draw_stat(axes: Axes, panel: Recorded, span: Span) -> None:
+    """Write what is so at the end, and not what was before."""
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.text(0.03, 0.93, panel["title"], fontweight="bold", fontsize=9, va="top")
@@ -92,31 +107,47 @@ def _draw_stat(axes: Axes, panel: Recorded, _span: Span) -> None:
     for answer in panel["answers"]:
         for one in answer["series"]:
             named = "{{" in answer["legend"]
-            value = one["values"][-1][1]
+            at, value = one["values"][-1]
+            if at < span.last:
+                continue
             told.append(_legend(answer, one) if named else _in_unit(panel["unit"])(value, None))
     size = 22 if len("".join(told)) < 12 else 9  # noqa: PLR2004 - what fits
     axes.text(0.5, 0.38, "\n".join(told) or "–", fontsize=size, ha="center", va="center", wrap=True)
 
 
 def _draw_lines(axes: Axes, panel: Recorded, span: Span) -> None:
-    drawn = 0
-    for answer in panel["answers"]:
-        for one in answer["series"]:
-            at, values = np.array(one["values"]).T
-            label = _legend(answer, one) if drawn < MOST_IN_LEGEND else None
-            dashes = "--" if answer["legend"].startswith("reference") else "-"
-            axes.plot(at - span[0], values, dashes, label=label, linewidth=1.4)
-            drawn += 1
+    """Draw lines, the largest first in the legend: what stands out is to be named there."""
+    pairs = [(answer, one) for answer in panel["answers"] for one in answer["series"]]
+    pairs.sort(key=lambda pair: -_peak(pair[1]))
+    for place, (answer, one) in enumerate(pairs):
+        at, values = with_gaps(one["values"], span.step)
+        label = _legend(answer, one) if place < MOST_IN_LEGEND else None
+        dashes = "--" if answer["legend"].startswith("reference") else "-"
+        # The dots show what stands alone between two gaps.
+        axes.plot(at - span.first, values, dashes, label=label, lw=1.4, marker=".", ms=2)
     _finish(axes, panel, span)
-    if drawn > MOST_IN_LEGEND:
-        axes.plot([], [], " ", label=f"and {drawn - MOST_IN_LEGEND} more")
-    if drawn:
-        axes.set_ylim(bottom=0)
+    if len(pairs) > MOST_IN_LEGEND:
+        axes.plot([], [], " ", label=f"and {len(pairs) - MOST_IN_LEGEND} more, not above these")
+    if pairs:
+        axes.set_ylim(0, None if _peak(pairs[0][1]) > 0 else 1)
         axes.legend(
             loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=3, handlelength=1, columnspacing=1
         )
     axes.yaxis.set_major_formatter(FuncFormatter(_in_unit(panel["unit"])))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _peak(one: Recorded) -> float:
+    return max(value for _at, value in one["values"])
+
+
+def with_gaps(
+    values: Sequence[tuple[float, float]], step: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return moments and values with a NaN wherever more than one step has no value."""
+    at, found = np.array(values, dtype=float).T
+    gaps = np.flatnonzero(np.diff(at) > 1.5 * step) + 1
+    return np.insert(at, gaps, at[gaps - 1] + step), np.insert(found, gaps, np.nan)
 
 
 def _draw_heatmap(axes: Axes, panel: Recorded, span: Span) -> None:
@@ -127,7 +158,7 @@ def _draw_heatmap(axes: Axes, panel: Recorded, span: Span) -> None:
     below = np.array([[by_edge[edge].get(at, np.nan) for at in times] for edge in edges])
     inside = fallen_into(below)
     shown = axes.pcolormesh(
-        [at - span[0] for at in times],
+        [at - span.first for at in times],
         range(len(edges)),
         inside,
         vmin=0,
@@ -154,24 +185,29 @@ def _guessed_unit(panel: Recorded) -> str:
 
 
 def _draw_states(axes: Axes, panel: Recorded, span: Span) -> None:
-    names = []
-    for answer in panel["answers"]:
-        for one in answer["series"]:
-            at, values = np.array(one["values"]).T
-            row = np.full(len(at), len(names))
-            axes.scatter(
-                at - span[0], row, c=values, cmap="Greens", vmin=0, vmax=1, marker="s", s=14
-            )
-            names.append(_legend(answer, one))
+    pairs = [(answer, one) for answer in panel["answers"] for one in answer["series"]]
+    for row, (_answer, one) in enumerate(pairs):
+        at, values = with_gaps(one["values"], span.step)
+        axes.pcolormesh(
+            [*(at - span.first), at[-1] - span.first + span.step],
+            [row - 0.35, row + 0.35],
+            [values],
+            cmap=ListedColormap([*STATES.values()]),
+            vmin=0,
+            vmax=1,
+        )
     _finish(axes, panel, span)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(pairs)), [_legend(*pair) for pair in pairs], fontsize=7)
+    key = [Patch(color=colour, label=said) for said, colour in STATES.items()]
+    axes.legend(handles=key, loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2)
 
 
 def _finish(axes: Axes, panel: Recorded, span: Span) -> None:
     axes.set_title(panel["title"])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _place: f"{seconds:.0f} s"))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlim(0, span[1] - span[0])
+    axes.set_xlim(0, span.last - span.first)
     axes.tick_params(length=2)
 
 

@@ -24,6 +24,8 @@ class Query:
     where: str
     text: str
     legend: str = ""
+    instant: bool = False
+    """Whether only the present value is asked for."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ def panels(dashboard: Mapping[str, Any]) -> Iterator[Panel]:
         title = one.get("title", "")
         where = f"{dashboard['title']}: {title}"
         queries = [
-            Query(f"{where} [{target.get('refId', '')}]", target["expr"], _legend(target))
+            Query(
+                f"{where} [{target.get('refId', '')}]",
+                target["expr"],
+                _legend(target),
+                bool(target.get("instant")),
+            )
             for target in one.get("targets", ())
             if not target.get("hide")
         ]

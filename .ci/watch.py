@@ -5,9 +5,9 @@
 `promtool` checks the repository's configuration and rules first. Then `mfdan serve` is sent a
 minute of everything, and every query of every dashboard, every rule and both sides of whatever an
 alert compares must return something, but for what cannot on a healthy machine without a GPU
-(EMPTY), and what KEDA would ask must see the load. At last the service is stopped, and the alert
-that it is down must speak. Ends with status 1 and a line for each fault. Needs no root, and no
-network once FOLDER holds Prometheus.
+(EMPTY), and what KEDA would ask must see the load. At last the service is stopped: the alert that
+it is down must speak, and the dashboard say that none is ready. Ends with status 1 and a line for
+each fault. Needs no root, and no network once FOLDER holds Prometheus.
 """
 
 import argparse
@@ -58,6 +58,8 @@ PROMETHEUS = DOCKER / "prometheus"
 SCALED_OBJECT = DOCKER / "kubernetes/components/autoscale-keda/scaledobject.yaml"
 POD = {"namespace": "mfdan", "pod": "mfdan-0"}
 """Labels that the Prometheus Operator gives to what it scrapes of a pod."""
+READY = "Who is ready?"
+"""The panel that must show that nobody is."""
 SCRAPE_S = 2
 """In place of the configuration's interval, so that a minute shows what ten would."""
 PATIENCE_S = 60.0
@@ -195,7 +197,28 @@ def watch(
     (down,) = (rule.text for rule in rules() if rule.name == "MfdanDown")
     prometheus.until(down)
     say("MfdanDown speaks")
+    faults += readiness_faults(prometheus)
     return faults, recorded
+
+
+def readiness_faults(prometheus: Prometheus) -> Iterator[str]:
+    """Yield what the dashboard says of a service that has ended, where that is not: none is ready.
+
+    What nothing is returned for would be shown as it last was, or not at all.
+    """
+    (query,) = (
+        query
+        for dashboard in dashboards()
+        for panel in panels(dashboard)
+        if panel.title == READY
+        for query in panel.queries
+    )
+    found = prometheus.now(filled(query.text, {"instance": ".*"}))
+    values = [one["value"][1] for one in found]
+    if not query.instant or values != ["0"]:
+        yield f"{query.where}: shows {values or 'nothing'} of a service that has ended, not 0"
+    else:
+        say(f"{READY} 0 %")
 
 
 def say(what: str) -> None:

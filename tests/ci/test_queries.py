@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import promql_parser
 import pytest
-from draw_dashboard import draw, fallen_into
+from draw_dashboard import draw, fallen_into, with_gaps
 from queries import (
     annotations,
     dashboards,
@@ -87,6 +87,12 @@ def test_cumulative_buckets_become_what_fell_into_each() -> None:
     below = np.array([[1.0, 1, 0], [3, 2, 0], [3, 5, 4]])
     nan = np.nan
     np.testing.assert_array_equal(fallen_into(below), [[1, 1, nan], [2, 1, nan], [nan, 3, 4]])
+
+
+def test_no_line_is_drawn_over_what_was_not_there() -> None:
+    at, values = with_gaps([(2, 1), (4, 2), (10, 3), (12, 4)], 2)
+    np.testing.assert_array_equal(at, [2, 4, 6, 10, 12])
+    np.testing.assert_array_equal(values, [1, 2, np.nan, 3, 4])
 
 
 def test_a_dashboard_is_drawn_with_every_kind_of_panel(tmp_path: Path) -> None:
