@@ -31,6 +31,8 @@ MARGINS_IN = {
 USUAL_MARGINS_IN = (0.72, 0.72, 0.15, 0.3)
 DPI = 105
 MOST_IN_LEGEND = 6
+LETTERS_IN_COLUMN = 10
+"""Letters of a legend that fit into one column of the grid."""
 BUCKET_LABELS = 5
 Recorded = Mapping[str, Any]
 STATES = {"no": "#d9d9d9", "yes": "#3274d9"}
@@ -127,14 +129,24 @@ def _draw_lines(axes: Axes, panel: Recorded, span: Span) -> None:
         axes.plot(at - span.first, values, dashes, label=label, lw=1.4, marker=".", ms=2)
     _finish(axes, panel, span)
     if len(pairs) > MOST_IN_LEGEND:
-        axes.plot([], [], " ", label=f"and {len(pairs) - MOST_IN_LEGEND} more, not above these")
+        axes.plot([], [], " ", label=f"and {len(pairs) - MOST_IN_LEGEND} smaller")
     if pairs:
         axes.set_ylim(0, None if _peak(pairs[0][1]) > 0 else 1)
         axes.legend(
-            loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=3, handlelength=1, columnspacing=1
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.1),
+            ncols=_legend_columns(axes, panel),
+            handlelength=1,
+            columnspacing=1,
         )
     axes.yaxis.set_major_formatter(FuncFormatter(_in_unit(panel["unit"])))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _legend_columns(axes: Axes, panel: Recorded) -> int:
+    """Return 3, or 2 where three of the longest would reach into the next panel."""
+    longest = max(map(len, axes.get_legend_handles_labels()[1]))
+    return 3 if 3 * longest < LETTERS_IN_COLUMN * panel["place"][2] else 2
 
 
 def _peak(one: Recorded) -> float:
@@ -224,7 +236,7 @@ def _in_unit(unit: str) -> Callable[[float, int | None], str]:
         if value == np.inf:
             return "∞"
         if unit == "percentunit":
-            return f"{value:.0%}"
+            return f"{value * 100:.3g}%"
         if unit == "s":
             return f"{value * 1e3:.3g} ms" if 0 < value < 1 else f"{value:.3g} s"
         if unit == "bytes":

@@ -69,7 +69,7 @@ def _glance() -> Row:
             red_from=0.01,
         ),
         number(
-            "How much of the promised latency is used?",
+            "How near is the objective?",
             "What 95 % of the pairs are answered within, as a share of the latency promised for "
             "them (mfdan:latency_objective_seconds, a constant of the rules). 300 %: three times "
             "as long. Above 100 % for ten minutes: MfdanSlow.",
