@@ -15,6 +15,8 @@ turns without others are told apart, if there are any.
 
 import argparse
 import asyncio
+import json
+import math
 import multiprocessing
 import os
 import socket
@@ -22,14 +24,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPResponse
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 from report import heading
 from traffic import (
     Served,
@@ -125,43 +130,82 @@ def bare_loop(upload: Upload) -> Iterator[Connection]:
         process.join(60)
 
 
-def singles(
-    bare: Connection, served: Served, request: bytes, pairs: int
-) -> tuple[list[float], list[float]]:
-    """Answer single pairs in turn; milliseconds in the bare loop and through the service.
+@dataclass
+class Singles:
+    """Pairs sent one at a time, in turn; milliseconds."""
+
+    bare: list[float] = field(default_factory=list)
+    service: list[float] = field(default_factory=list)
+    stages: list[dict[str, float]] = field(default_factory=list)
+    """What the service says that each stage of each took."""
+    run: float = math.nan
+    """Mean of the network's runs for the service's."""
+
+    @property
+    def beside(self) -> float:
+        """What the service took beside the stages and the runs themselves; median.
+
+        By its own account, so that the noise of the work, tens of times larger, is left out.
+        """
+        rest = [
+            whole - sum(ms for stage, ms in stages.items() if stage != "total")
+            for whole, stages in zip(self.service, self.stages, strict=True)
+        ]
+        # `infer` begins when the pair is prepared and ends where its answer is awaited.
+        return median(rest) + mean(stages["infer"] for stages in self.stages) - self.run
+
+
+def singles(bare: Connection, served: Served, request: bytes, pairs: int) -> Singles:
+    """Answer single pairs in turn, in the bare loop and through the service.
 
     Asked from a plain socket: an event loop on this side would add its own wakening.
     """
-    alone, through = [], []
+    found = Singles()
     with socket.create_connection(("127.0.0.1", served.port)) as caller:
-        for number in range(pairs + WARM_UP_PAIRS):
+        for number in range(-WARM_UP_PAIRS, pairs):
+            if number == 0:
+                found, before = Singles(), _network(served)
             for which in ("bare", "service") if number % 2 else ("service", "bare"):
                 if which == "bare":
                     bare.send(0)
-                    alone.append(1e3 * bare.recv())
+                    found.bare.append(1e3 * bare.recv())
                     continue
                 start = time.perf_counter()
                 caller.sendall(request)
                 answer = HTTPResponse(caller)
                 answer.begin()
-                answer.read()
-                through.append(1e3 * (time.perf_counter() - start))
+                body = answer.read()
+                found.service.append(1e3 * (time.perf_counter() - start))
                 if answer.status != HTTPStatus.OK:
                     raise SystemExit("the service refused a single pair")
-    return alone[WARM_UP_PAIRS:], through[WARM_UP_PAIRS:]
+                found.stages.append(json.loads(body)["timings_ms"])
+    seconds, runs = np.subtract(_network(served), before)
+    found.run = 1e3 * seconds / runs
+    return found
+
+
+def _network(served: Served) -> tuple[float, float]:
+    """Return the seconds that the network has run, and how often."""
+    with urlopen(f"http://127.0.0.1:{served.port}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        told = {one.name: one.value for family in families for one in family.samples}
+    name = "mfdan_batch_duration_seconds"
+    return told[f"{name}_sum"], told[f"{name}_count"]
 
 
 def print_singles(bare: Connection, served: Served, request: bytes, pairs: int) -> None:
     """Print what the service adds to a pair that comes alone."""
-    alone, through = singles(bare, served, request, pairs)
-    added = np.subtract(through, alone)
+    found = singles(bare, served, request, pairs)
+    added = np.subtract(found.service, found.bare)
     low, high = np.percentile(added, (25, 75))
-    quiet = [float(np.percentile(times, 10)) for times in (alone, through)]
+    quiet = [float(np.percentile(times, 10)) for times in (found.bare, found.service)]
     print(f"One pair at a time, {pairs} in turn: median, and quickest tenth")
-    print(f"  bare loop {median(alone):7.1f} ms {quiet[0]:7.1f} ms")
-    print(f"  service   {median(through):7.1f} ms {quiet[1]:7.1f} ms")
+    print(f"  bare loop {median(found.bare):7.1f} ms {quiet[0]:7.1f} ms")
+    print(f"  service   {median(found.service):7.1f} ms {quiet[1]:7.1f} ms")
     print(f"  added     {np.median(added):7.1f} ms {quiet[1] - quiet[0]:7.1f} ms", end="")
-    print(f"   (half of the turns: {low:.1f} to {high:.1f})\n")
+    print(f"   (half of the turns: {low:.1f} to {high:.1f})")
+    print(f"  of which {found.beside:8.1f} ms beside the work, by the service's own account;")
+    print("  the rest is the noise of the work, and work that is slower in the service\n")
 
 
 def print_capacity(
