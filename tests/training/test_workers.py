@@ -129,7 +129,10 @@ def test_an_address_that_is_none_is_told_in_one_line(address: str, tmp_path: Pat
     assert not (tmp_path / "a").exists()
 
 
-def test_a_cluster_that_is_not_there_is_told_with_its_address(tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there_is_told_with_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # a head that ran here left its address
     with pytest.raises(ConnectionError, match=r"^--ray auto: no cluster answers: "):
         run_jobs(jobs(tmp_path, a="write"), do, Place(ray="auto"))
 
