@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.clip import ClipInfo
 from model.pipeline import AlignedPair
 from model.quality import QualityReason
@@ -20,6 +23,7 @@ __all__ = [
     "ClipUpload",
     "FaceAnswer",
     "FaceWarning",
+    "Frames",
     "Moments",
     "Options",
     "Upload",
@@ -42,6 +46,14 @@ class Upload:
 
     onset: bytes
     apex: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """One pair that is decoded already: each (H, W, 3) uint8 RGB, both of one size."""
+
+    onset: NDArray[np.uint8]
+    apex: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)

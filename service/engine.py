@@ -31,6 +31,7 @@ from service.answers import (
     ClipUpload,
     FaceAnswer,
     FaceWarning,
+    Frames,
     Moments,
     Options,
     Upload,
@@ -57,6 +58,7 @@ __all__ = [
     "Engine",
     "FaceAnswer",
     "FaceWarning",
+    "Frames",
     "Moments",
     "NotReady",
     "Options",
@@ -220,14 +222,14 @@ class Engine:
         """Return a loaded model; the default when no name is given. Raises: ModelNotFound."""
         return self._shelf.get(name).session
 
-    async def predict(self, upload: Upload, options: Options = _DEFAULTS) -> Answer:
+    async def predict(self, sent: Upload | Frames, options: Options = _DEFAULTS) -> Answer:
         """Answer one pair.
 
-        Raises: InputError (of the pictures), ModelNotFound, NotReady, Closed, QueueFull,
-        DeadlineExceeded. A cancelled call starts no further work.
+        Raises: InputError (of the pictures), ShapeError (of decoded frames), ModelNotFound,
+        NotReady, Closed, QueueFull, DeadlineExceeded. A cancelled call starts no further work.
         """
         with self._in_use(options.model) as model, self._pairs_admitted(options.faces):
-            return await self._pair_answer(model, upload, options)
+            return await self._pair_answer(model, sent, options)
 
     async def predict_clip(self, sent: ClipUpload | Burst, options: Options = _DEFAULTS) -> Answer:
         """Answer one clip.
@@ -386,12 +388,12 @@ class Engine:
         finally:
             self._courses.discard(course)
 
-    async def _pair_answer(self, model: Model, upload: Upload, options: Options) -> Answer:
+    async def _pair_answer(self, model: Model, sent: Upload | Frames, options: Options) -> Answer:
         course = Course(self._settings.deadline_ms / 1e3)
 
         def work(check: Check) -> Prepared:
             limits = self._settings.limits
-            return prepare_pair(model.preprocessor, upload, options, limits, check)
+            return prepare_pair(model.preprocessor, sent, options, limits, check)
 
         return await self._within(course, self._answer(model, work, course))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from model.clip import Clip, ClipLimits, open_burst, open_clip
 from model.clip_pipeline import ClipFace, ClipOptions, align_clip
 from model.decode import Limits, decode_image
-from model.errors import InputError
+from model.errors import InputError, ShapeError
 from model.pipeline import AlignedPair, Preprocessor, network_inputs
 from model.quality import clip_warnings
 from model.regions import RegionMotion, region_motions
@@ -21,6 +21,7 @@ from service.answers import (
     Burst,
     ClipFacts,
     ClipUpload,
+    Frames,
     Options,
     Upload,
 )
@@ -66,12 +67,19 @@ class Prepared:
 
 
 def prepare_pair(
-    preprocessor: Preprocessor, upload: Upload, options: Options, limits: Limits, check: Check
+    preprocessor: Preprocessor,
+    sent: Upload | Frames,
+    options: Options,
+    limits: Limits,
+    check: Check,
 ) -> Prepared:
-    """Decode and align one pair. Raises: InputError, naming the frame; what `check` raises."""
+    """Decode and align one pair.
+
+    Raises: InputError, naming the frame; ShapeError (of frames that are decoded already); what
+    `check` raises.
+    """
     start = time.perf_counter()
-    onset = _decode("onset", upload.onset, limits)
-    apex = _decode("apex", upload.apex, limits)
+    onset, apex = _frames(sent, limits)
     decoded = time.perf_counter()
     check()
     pairs = preprocessor.align_pair(onset, apex, options.faces)
@@ -161,6 +169,17 @@ def _item(pair: AlignedPair, spec: ModelSpec, interval: Interval | None = None) 
 
 def _regions(pair: AlignedPair, options: Options) -> tuple[RegionMotion, ...] | None:
     return region_motions(pair.flow, pair.landmarks) if options.explain else None
+
+
+def _frames(sent: Upload | Frames, limits: Limits) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    if isinstance(sent, Upload):
+        return _decode("onset", sent.onset, limits), _decode("apex", sent.apex, limits)
+    for field, frame in (("onset", sent.onset), ("apex", sent.apex)):
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:  # noqa: PLR2004 - RGB
+            raise ShapeError(
+                f"{field}: a frame is (H, W, 3) uint8, not {frame.shape} {frame.dtype}"
+            )
+    return sent.onset, sent.apex
 
 
 def _decode(field: str, data: bytes, limits: Limits) -> NDArray[np.uint8]:

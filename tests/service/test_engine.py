@@ -12,6 +12,7 @@ import pytest
 from serving import HeldSession, Listener, MakeSettings, Pictures, end_thread, until
 from tiny_model import tiny_spec, write_tiny_model
 
+from model.decode import decode_image
 from model.errors import BrokenImage, ModelError, ModelNotFound, NotAnImage, ShapeError
 from model.flow import compute_flow
 from model.session import Session
@@ -22,6 +23,7 @@ from service.engine import (
     Closed,
     DeadlineExceeded,
     Engine,
+    Frames,
     NotReady,
     Options,
     QueueFull,
@@ -53,6 +55,21 @@ def test_an_engine_answers_without_any_web_framework(
     answer = asyncio.run(run())
     assert len(answer.faces) == 1
     assert answer.faces[0].verdict.reason is None
+
+
+def test_frames_that_are_decoded_already_get_the_answer_of_their_pictures(
+    make_settings: MakeSettings, pictures: Pictures
+) -> None:
+    async def run() -> None:
+        async with opened(make_settings()) as engine:
+            sent = Upload(pictures.onset, pictures.smile)
+            frames = Frames(decode_image(sent.onset), decode_image(sent.apex))
+            uploaded, decoded = await engine.predict(sent), await engine.predict(frames)
+            assert decoded.faces[0].verdict == uploaded.faces[0].verdict
+            with pytest.raises(ShapeError, match="apex"):
+                await engine.predict(Frames(frames.onset, frames.apex[:, :, 0]))
+
+    asyncio.run(run())
 
 
 def test_a_batch_keeps_its_order_and_a_bad_pair_leaves_its_fault(
