@@ -10,11 +10,11 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,37 +23,38 @@ from service.faults import Closed, WorkerDied
 from service.observer import Observer
 from service.workers import Workers, in_loop
 
-__all__ = ["PROBE_S", "Batcher"]
+__all__ = ["PROBE_S", "Arrays", "Batcher"]
 
 PROBE_S = 2.0
 """After a failed run, how long nobody asked before an empty item is run to find out."""
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
-FloatArray = NDArray[np.float32]
-Run = Callable[[FloatArray, FloatArray], FloatArray]
+Arrays = tuple[NDArray[Any], ...]
+"""One item: the arrays of one pair, in the order that the run takes their stacks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class _Job:
-    image: FloatArray
-    flow: FloatArray
+class _Job(Generic[Row]):
+    arrays: Arrays
     since: float
-    row: Future[FloatArray] = field(default_factory=Future)
+    row: Future[Row] = field(default_factory=Future)
 
 
-class Batcher:
+class Batcher(Generic[Row]):
     """Collects single items, runs them in batches of fixed sizes, hands each its own row.
 
-    `run` takes image and flow stacks (N, 3, S, S) and returns (N, K); it is called in one
-    thread, one call at a time. `sizes` are the batch sizes it may be called with; 1 is among
-    them. `observer` hears of every run, under the model's `name`. How many may wait is for the
-    caller to bound, before the work that an item costs.
+    `run` takes one stack (N, ...) for each array of an item and returns N rows in their order; it
+    is called in one thread, one call at a time. Items are of one kind: the same arrays, of the
+    same shapes. `sizes` are the batch sizes it may be called with; 1 is among them. `observer`
+    hears of every run, under the model's `name`. How many may wait is for the caller to bound,
+    before the work that an item costs.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: Callable[..., Collection[Row]],
         *,
         sizes: Sequence[int],
         name: str = "",
@@ -65,10 +66,10 @@ class Batcher:
         self._sizes = sorted(sizes, reverse=True)
         self._name = name
         self._observer = observer or Observer()
-        self._blank: tuple[FloatArray, FloatArray] | None = None
+        self._blank: Arrays | None = None
         self._lock = threading.Lock()
-        self._jobs: deque[_Job] = deque()
-        self._batch: Sequence[_Job] = ()
+        self._jobs: deque[_Job[Row]] = deque()
+        self._batch: Sequence[_Job[Row]] = ()
         """Under way. Here, not in a local variable, so that it is found when the thread ends."""
         self._asked = 0.0
         self._busy_since: float | None = None
@@ -91,15 +92,15 @@ class Batcher:
         """Whether the last run raised."""
         return self._blank is not None
 
-    def submit(self, pairs: Iterable[tuple[FloatArray, FloatArray]]) -> list[Future[FloatArray]]:
-        """Return what will be the (K,) row of each item: image and flow, (3, S, S). In any thread.
+    def submit(self, items: Iterable[Arrays]) -> list[Future[Row]]:
+        """Return what will be the row of each item. In any thread.
 
         All are there before the first is run, so they may share a batch. What is cancelled is
         dropped at once, unless its batch is under way. A row fails with Closed, WorkerDied, or
         whatever the run raised. Raises: Closed.
         """
         since = time.perf_counter()
-        jobs = [_Job(image, flow, since) for image, flow in pairs]
+        jobs: list[_Job[Row]] = [_Job(arrays, since) for arrays in items]
         for job in jobs:
             job.row.add_done_callback(self._forget)
         with self._lock:
@@ -188,16 +189,13 @@ class Batcher:
             self._batch = interested[:size]
             self._jobs = deque(interested[size:])
 
-    def _rows(self) -> FloatArray:
+    def _rows(self) -> Collection[Row]:
         # No job in a local variable here or in `_turn`, while it runs: a fault's traceback leads
         # to both, and a job to that fault, so its pixels would live until a cycle is collected.
         start = time.perf_counter()
         size = len(self._batch)
         self._tell_waits(start)
-        rows = self._run(
-            _stacked([job.image for job in self._batch]),
-            _stacked([job.flow for job in self._batch]),
-        )
+        rows = self._run(*map(_stacked, zip(*(job.arrays for job in self._batch), strict=True)))
         if len(rows) != size:  # a short answer is a fault too
             raise RuntimeError(f"{size} items were run, {len(rows)} rows came back")
         self._observer.batch_ran(self._name, size, time.perf_counter() - start)
@@ -211,26 +209,25 @@ class Batcher:
         if not self._batch:
             return
         if not isinstance(error, WorkerDied):  # it says nothing of the network
-            first = self._batch[0]
-            self._blank = np.zeros_like(first.image), np.zeros_like(first.flow)
+            self._blank = tuple(map(np.zeros_like, self._batch[0].arrays))
         self._busy_since = None
         self._observer.batch_failed(self._name, len(self._batch), error)
         _fail(self._batch, error)
         self._batch = ()
 
-    def _forget(self, row: Future[FloatArray]) -> None:
+    def _forget(self, row: Future[Row]) -> None:
         if not row.cancelled():
             return
         with self._lock:
             self._jobs = deque(job for job in self._jobs if job.row is not row)
 
 
-def _stacked(arrays: list[FloatArray]) -> FloatArray:
+def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     # A lone one is not copied: that would take longer than all the rest of the way here.
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
-def _fail(jobs: Iterable[_Job], error: Exception) -> None:
+def _fail(jobs: Iterable[_Job[Any]], error: Exception) -> None:
     for job in jobs:
         with suppress(InvalidStateError):  # it was answered, or its caller has gone
             job.row.set_exception(error)

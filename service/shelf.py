@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.errors import ModelError, ModelNotFound
 from model.face import FaceFinder
 from model.pipeline import Preprocessor
@@ -29,7 +32,7 @@ class Model:
 
     session: Session
     preprocessor: Preprocessor
-    batcher: Batcher
+    batcher: Batcher[NDArray[np.float32]]
     users: int = 0
     retired: bool = False
 
@@ -124,7 +127,7 @@ class Shelf:
         return all(await asyncio.gather(*closing, *self._ending))
 
     def _model(self, session: Session) -> Model:
-        batcher = Batcher(
+        batcher: Batcher[NDArray[np.float32]] = Batcher(
             session.run,
             sizes=self._settings.batch_sizes,
             name=session.spec.name,

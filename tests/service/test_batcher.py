@@ -468,6 +468,24 @@ def test_what_a_failed_item_held_is_let_go_with_its_answer() -> None:
         gc.enable()
 
 
+def test_an_item_may_be_any_arrays_and_a_row_anything() -> None:
+    def run_all(pixels: np.ndarray, mask: np.ndarray, weight: np.ndarray) -> list[tuple]:
+        assert (pixels.dtype, mask.dtype, weight.dtype) == (np.uint8, bool, np.float32)
+        rows = zip(pixels, mask, weight, strict=True)
+        return [(int(one[seen].sum()), float(factor)) for one, seen, factor in rows]
+
+    async def run() -> None:
+        busy: Batcher[tuple[int, float]] = Batcher(run_all, sizes=(1, 2))
+        mask = np.array([True, False, True])
+        pixels = [np.array([number, 100, 1], np.uint8) for number in range(5)]
+        items = [(one, mask, np.float32(number)) for number, one in enumerate(pixels)]
+        rows = await asyncio.gather(*map(asyncio.wrap_future, busy.submit(items)))
+        assert rows == [(number + 1, float(number)) for number in range(5)]
+        await busy.close()
+
+    asyncio.run(run())
+
+
 def test_sizes_without_one_are_refused() -> None:
     with pytest.raises(ValueError, match="add 1"):
         Batcher(Network(), sizes=(2, 4))
