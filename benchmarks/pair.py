@@ -19,6 +19,7 @@ from report import heading
 from model.decode import decode_image
 from model.magnify import magnify
 from model.pipeline import Preprocessor
+from model.runtime import Placement
 from model.session import Session
 from model.tensors import flow_tensor, image_tensor
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     cv2.setNumThreads(arguments.threads)
-    session = Session.open(arguments.model, threads=arguments.threads)
+    session = Session.open(arguments.model, Placement(threads=arguments.threads))
     preprocessor, pair = (
         Preprocessor(session.spec),
         (arguments.onset.read_bytes(), arguments.apex.read_bytes()),

@@ -27,6 +27,7 @@ from report import heading
 from model.clip import Clip, open_clip
 from model.clip_pipeline import ClipOptions, align_clip
 from model.pipeline import AlignedPair, Preprocessor, network_inputs
+from model.runtime import Placement
 from model.session import Session
 from model.spotting import Interval
 from model.verdict import Verdict, judge
@@ -393,7 +394,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     truths = read_truths(arguments.clips)
-    session = Session.open(arguments.model, threads=1)
+    session = Session.open(arguments.model, Placement(threads=1))
     preprocessor = Preprocessor(session.spec)
     print(heading(f"Spotting in {len(truths)} clips of {arguments.clips.name}"))
     if arguments.vary:

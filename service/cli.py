@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -150,7 +151,7 @@ def _load_face_models() -> str:
 
 
 def _open_model(path: Path, settings: Settings) -> str:
-    session = Session.open(path, device=settings.device, threads=settings.onnx, strict=True)
+    session = Session.open(path, replace(settings.placement, strict=True))
     spec = session.spec
     sha256 = spec.onnx_sha256[:12]
     return f"{spec.name} {spec.version}, SHA-256 {sha256}… as in its spec, {session.provider}"

@@ -181,12 +181,7 @@ class Registry:
 
 
 def _open(path: Path, settings: Settings) -> Session:
-    return Session.open(
-        path,
-        device=settings.device,
-        threads=settings.onnx,
-        strict=settings.strict_gpu,
-    )
+    return Session.open(path, settings.placement)
 
 
 def _stamps(settings: Settings) -> dict[Path, _Stamp]:

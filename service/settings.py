@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 import model
 from model.clip import ClipLimits
 from model.decode import Limits
+from model.runtime import Device, Placement
 
 __all__ = ["MAX_BURST", "MAX_CANDIDATES", "MAX_FACES", "MAX_PAIRS", "Settings", "cores"]
 
@@ -67,11 +68,18 @@ class Settings(BaseSettings):
     reload_s: Annotated[float, Field(ge=0, le=86_400)] = 5
     """How often the models folder is looked at for new, changed and removed files, seconds; 0:
     never."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     """Where ONNX Runtime shall run the network."""
     strict_gpu: bool = False
     """Whether a GPU that was asked for and not got refuses the model. Otherwise it runs on the CPU,
     and log, metrics and answers say so."""
+    gpu_arena_mb: Annotated[int, Field(ge=64, le=2**20)] = 4096
+    """What ONNX Runtime may take of the GPU's memory for one graph, MiB; more, and the run fails.
+    CUDA and cuDNN, and the inputs and outputs, come on top."""
+    tf32: bool = False
+    """Whether a GPU may round the factors of float32 products to TF32: faster, and less exact."""
+    cuda_graphs: bool = False
+    """Whether runs of one size are captured once and replayed as a CUDA graph."""
 
     worker_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that decode, align and compute flow; 0: as many as there are cores."""
@@ -141,6 +149,18 @@ class Settings(BaseSettings):
         if 1 not in sizes:
             raise ValueError("1 must be among them, or a lone face is never answered")
         return sizes
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where and how ONNX Runtime runs the models."""
+        return Placement(
+            device=self.device,
+            threads=self.onnx,
+            strict=self.strict_gpu,
+            memory_limit_mb=self.gpu_arena_mb,
+            tf32=self.tf32,
+            cuda_graphs=self.cuda_graphs,
+        )
 
     @cached_property
     def limits(self) -> Limits:

@@ -9,6 +9,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 from tiny_model import GAIN, tiny_spec, write_tiny_model
 
 from model.errors import ModelError, ModelNotFound, ShapeError, SpecInvalid, SpecMismatch
+from model.runtime import Placement
 from model.session import Session
 from model.spec import FlowMethod, ModelSpec, Score, file_sha256, load_spec, spec_path
 
@@ -58,7 +59,8 @@ def test_a_device_that_fails_in_a_run_raises_every_time_and_nothing_else_takes_i
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.open(write_tiny_model(tmp_path))
-    runtime = session._runtime  # noqa: SLF001 - a device cannot be broken from outside
+    # A device cannot be broken from outside.
+    runtime = session._runtime._session  # noqa: SLF001
     runtime._sess = BreakingDevice(runtime._sess)  # noqa: SLF001
     for _ in range(2):
         with pytest.raises(EPFail, match="700"):
@@ -69,34 +71,42 @@ def test_a_device_that_fails_in_a_run_raises_every_time_and_nothing_else_takes_i
 class NoGpu(onnxruntime.InferenceSession):
     """As where the driver is there and the GPU is not: creation for CUDA raises."""
 
-    def _create_inference_session(self, providers: list[str], *rest: object) -> None:
-        if "CUDAExecutionProvider" in providers:
+    def __init__(self, *arguments: object, providers: list, **keywords: object) -> None:
+        if providers[0][0] == "CUDAExecutionProvider":
             raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
-        super()._create_inference_session(providers, *rest)
+        super().__init__(*arguments, providers=providers, **keywords)
 
 
-def test_a_gpu_that_cannot_be_had_is_the_cpu_without_a_word_and_so_told_of_the_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's build for CUDA, without the libraries and the device."""
+    built_for = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built_for)
     monkeypatch.setattr(onnxruntime, "InferenceSession", NoGpu)
-    session = Session.open(write_tiny_model(tmp_path), device="cuda")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_cannot_be_had_is_the_cpu_without_a_word_and_so_told_of_the_session(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = Session.open(write_tiny_model(tmp_path), Placement(device="cuda"))
     assert (session.provider, session.fell_back) == ("CPUExecutionProvider", True)
     session.run(*inputs(1))
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize(("content", "strict"), [(None, True), (b"no model", False)])
 def test_a_model_that_cannot_be_made_for_the_gpu_is_refused_where_the_cpu_is_no_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, *, strict: bool
+    tmp_path: Path, content: bytes | None, *, strict: bool
 ) -> None:
-    monkeypatch.setattr(onnxruntime, "InferenceSession", NoGpu)
     path = write_tiny_model(tmp_path)
     if content is not None:
         path.write_bytes(content)
         resign(path)
     device = "cuda" if strict else "cpu"
     with pytest.raises(ModelError, match=f"cannot load tiny.onnx for {device}: "):
-        Session.open(path, device="cuda", strict=strict)
+        Session.open(path, Placement(device="cuda", strict=strict))
 
 
 def test_warming_up_runs_each_batch_size(tmp_path: Path) -> None:
