@@ -14,11 +14,14 @@ MfdanError
 │   ├── TooFewFrames        a clip without an onset and an apex
 │   ├── FrameOutOfRange     a named frame that the clip does not have
 │   └── BadFlow             ready-made flow that is not u and v
-└── ModelError              the model cannot be used
-    ├── ModelNotFound       no such file or name
-    ├── SpecInvalid         the spec is not one
-    └── SpecMismatch        spec and weights do not belong together
+├── ModelError              the model cannot be used
+│   ├── ModelNotFound       no such file or name
+│   ├── SpecInvalid         the spec is not one
+│   └── SpecMismatch        spec and weights do not belong together
+└── FlowFailed              the device failed while it computed a flow
 """
+
+from typing import Literal
 
 __all__ = [
     "BadFlow",
@@ -26,6 +29,8 @@ __all__ = [
     "BrokenImage",
     "ClipTooLarge",
     "EmptyImage",
+    "FlowFailed",
+    "FlowFault",
     "FrameOutOfRange",
     "FrameSizeMismatch",
     "ImageTooLarge",
@@ -150,6 +155,21 @@ class SpecMismatch(ModelError):
     """Spec and weights do not belong together; the message says which field."""
 
     code = "spec_mismatch"
+
+
+FlowFault = Literal["memory", "device", "driver"]
+"""What failed: the GPU had no memory left; it was lost or broke off; or it, its driver and the
+libraries do not fit together."""
+
+
+class FlowFailed(MfdanError):
+    """The device failed while it computed a flow, and nobody else may compute it."""
+
+    code = "flow_failed"
+
+    def __init__(self, message: str, fault: FlowFault) -> None:
+        super().__init__(message)
+        self.fault: FlowFault = fault
 
 
 class ShapeError(ValueError):

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_FLOW",
     "PREPROCESSING_VERSION",
     "Alignment",
+    "FlowBackend",
     "FlowMethod",
     "Limit",
     "ModelSpec",
@@ -25,6 +26,7 @@ __all__ = [
     "QualityLimits",
     "Reference",
     "Score",
+    "check_backends",
     "file_sha256",
     "load_spec",
     "spec_path",
@@ -37,6 +39,10 @@ ABSTAINED = "abstained"
 """Beside the classes, the answer that is counted where none stands."""
 
 _FROZEN = ConfigDict(extra="forbid")
+
+FlowBackend = Literal["opencv-cpu", "opencv-cuda", "onnx"]
+"""Who computes the flow: OpenCV on the CPU, OpenCV on a CUDA GPU, or a graph of our own in ONNX
+Runtime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
@@ -57,13 +63,38 @@ class Alignment:
 class FlowMethod:
     """Optical flow algorithm and every parameter that differs from the backend's default."""
 
-    algorithm: Literal["tvl1", "farneback", "dis"]
+    algorithm: Literal["tvl1", "farneback", "dis", "brox"]
+    """Brox exists on CUDA GPUs only."""
     parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
 DEFAULT_FLOW = FlowMethod(algorithm="dis", parameters={"preset": "medium"})
 """Nearer to the true flow than every TV-L1 set of `benchmarks/flow.py`, and far cheaper
 (docs/decisions.md): ours, the paper uses TV-L1."""
+
+
+_BACKENDS: Mapping[str, tuple[FlowBackend, ...]] = {
+    "tvl1": ("opencv-cpu", "opencv-cuda", "onnx"),
+    "farneback": ("opencv-cpu", "opencv-cuda"),
+    "dis": ("opencv-cpu",),
+    "brox": ("opencv-cuda",),
+}
+"""Algorithm → who has it."""
+
+
+def check_backends(method: FlowMethod, backends: Sequence[FlowBackend]) -> None:
+    """Check that some backends are named, each once, and that each has the algorithm.
+
+    Raises: ValueError.
+    """
+    if not backends or len(set(backends)) < len(backends):
+        raise ValueError("flow_backends: name at least one, and each once")
+    known = _BACKENDS[method.algorithm]
+    for backend in backends:
+        if backend not in known:
+            raise ValueError(
+                f"flow_backends: {backend} has no {method.algorithm}; {' and '.join(known)} can"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_FROZEN)
@@ -208,6 +239,9 @@ class ModelSpec:
     """Side of the square aligned crop, pixels."""
     alignment: Alignment = Field(default_factory=Alignment)
     flow: FlowMethod = DEFAULT_FLOW
+    flow_backends: tuple[FlowBackend, ...] = ("opencv-cpu",)
+    """Who may compute the flow: the first made the data that the weights learned from, each other
+    was measured to give the same answers (`mfdan-train agree`)."""
     strain: Literal["infinitesimal"] = "infinitesimal"
     """|e| = sqrt(u_x² + v_y² + ½(u_y + v_x)²), of the flow in pixels."""
     magnification: float = Field(default=4.0, ge=0)
@@ -225,9 +259,14 @@ class ModelSpec:
     quality: QualityLimits = Field(default_factory=QualityLimits)
     preprocessing_version: int = PREPROCESSING_VERSION
     provenance: Provenance
+    precision: Literal["float32", "float16"] = "float32"
+    """Of the network's weights and arithmetic; its inputs and outputs are float32."""
     onnx_sha256: str = ""
     """Of the ONNX file; empty in the copy inside that file's own metadata."""
     scores: tuple[Score, ...] = ()
+    agreements: tuple[Score, ...] = ()
+    """How nearly each further flow backend, and the network in half precision, gave the answers of
+    what was trained."""
     reference: Reference | None = None
     """None: nobody counted, so nobody can tell whether what is answered has drifted."""
 
@@ -235,6 +274,7 @@ class ModelSpec:
         answers = {*self.classes, ABSTAINED}
         if self.reference is not None and self.reference.shares.keys() != answers:
             raise ValueError(f"reference: shares must be of {', '.join(sorted(answers))}")
+        check_backends(self.flow, self.flow_backends)
 
     def to_json(self) -> str:
         """Return the spec as indented JSON, ending in a newline."""
@@ -263,12 +303,30 @@ class ModelSpec:
         return spec
 
     def embedded(self) -> "ModelSpec":
-        """Return the copy that travels inside the ONNX file: without hash, scores, reference."""
-        return replace(self, onnx_sha256="", scores=(), reference=None)
+        """Return the copy that travels inside the ONNX file.
+
+        It is without the hash, and without what is measured after export: scores, reference,
+        agreements, and the flow backends that these allow.
+        """
+        return replace(
+            self,
+            flow_backends=self.flow_backends[:1],
+            onnx_sha256="",
+            scores=(),
+            agreements=(),
+            reference=None,
+        )
 
     def preprocessing_key(self) -> str:
         """Return a hash of what fixes alignment and flow, to key caches of prepared pairs."""
-        parts = (self.input_size, self.alignment, self.flow, self.preprocessing_version)
+        parts: tuple[object, ...] = (
+            self.input_size,
+            self.alignment,
+            self.flow,
+            self.preprocessing_version,
+        )
+        if self.flow_backends[0] != "opencv-cpu":
+            parts = (*parts, self.flow_backends[0])
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -24,6 +24,8 @@ SPEC = ModelSpec(
     scores=(Score(metric="UF1", value=0.5, low=0.4, high=0.6, protocol="by hand"),),
 )
 
+TVL1 = replace(SPEC, flow=FlowMethod(algorithm="tvl1"))
+
 SHARES = {"negative": 0.25, "positive": 0.5, "surprise": 0.125, "abstained": 0.125}
 REFERENCE = Reference(shares=SHARES, answers=8, protocol="by hand")
 
@@ -46,9 +48,38 @@ def test_the_spec_lies_beside_its_weights() -> None:
 
 
 def test_the_embedded_copy_has_neither_hash_nor_what_was_measured() -> None:
-    embedded = replace(SPEC, onnx_sha256="f" * 64, reference=REFERENCE).embedded()
+    measured = replace(
+        SPEC, onnx_sha256="f" * 64, reference=REFERENCE, agreements=SPEC.scores, precision="float16"
+    )
+    embedded = measured.embedded()
     assert (embedded.onnx_sha256, embedded.scores, embedded.reference) == ("", (), None)
-    assert replace(embedded, scores=SPEC.scores) == SPEC
+    assert replace(embedded, scores=SPEC.scores, precision="float32") == SPEC
+
+
+def test_the_embedded_copy_names_who_made_the_training_data_and_nobody_who_was_measured() -> None:
+    widened = replace(TVL1, flow_backends=("opencv-cpu", "onnx", "opencv-cuda"))
+    assert widened.embedded() == TVL1.embedded()
+    elsewhere = replace(TVL1, flow_backends=("opencv-cuda", "opencv-cpu"))
+    assert elsewhere.embedded() != TVL1.embedded()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "backends", "told"),
+    [
+        ("tvl1", (), "at least one"),
+        ("tvl1", ("onnx", "onnx"), "each once"),
+        ("dis", ("opencv-cuda",), "opencv-cuda has no dis; opencv-cpu can"),
+        ("farneback", ("opencv-cpu", "onnx"), "onnx has no farneback"),
+        ("brox", ("opencv-cpu",), "opencv-cpu has no brox; opencv-cuda can"),
+    ],
+)
+def test_a_backend_that_cannot_compute_the_flow_is_refused(
+    algorithm: str, backends: tuple[str, ...], told: str
+) -> None:
+    flow = {"algorithm": algorithm, "parameters": {}}
+    document = json.loads(SPEC.to_json()) | {"flow": flow, "flow_backends": backends}
+    with pytest.raises(SpecInvalid, match=told):
+        ModelSpec.from_json(json.dumps(document))
 
 
 @pytest.mark.parametrize(
@@ -108,3 +139,13 @@ def test_the_cache_key_follows_what_fixes_the_flow_and_nothing_else() -> None:
     assert farneback.preprocessing_key() != SPEC.preprocessing_key()
     renamed = replace(SPEC, name="other", magnification=1.0, motion_gate_px=2.0)
     assert renamed.preprocessing_key() == SPEC.preprocessing_key()
+
+
+def test_pairs_prepared_by_two_backends_have_two_caches() -> None:
+    assert replace(TVL1, flow_backends=("onnx",)).preprocessing_key() != TVL1.preprocessing_key()
+    widened = replace(TVL1, flow_backends=("opencv-cpu", "onnx"))
+    assert widened.preprocessing_key() == TVL1.preprocessing_key()
+
+
+def test_the_bundled_cache_key_is_what_it_was_before_there_were_backends() -> None:
+    assert SPEC.preprocessing_key() == "b1a1ab649b050848"
