@@ -16,6 +16,9 @@ from model.errors import ShapeError
 from model.spec import FlowMethod
 
 __all__ = [
+    "RIGID_FLOOR_PX",
+    "RIGID_STEPS",
+    "RIGID_STRIDE",
     "RigidMotion",
     "compute_flow",
     "fit_rigid_motion",
@@ -190,9 +193,12 @@ class RigidMotion:
         return np.stack([across, down]).astype(np.float32)
 
 
-_ROBUST_STEPS = 8
-_ROBUST_FLOOR_PX = 0.05
-_SAMPLE_STRIDE = 4
+RIGID_STEPS = 8
+"""Of reweighting."""
+RIGID_FLOOR_PX = 0.05
+"""Least scale of what may deviate from the head's motion."""
+RIGID_STRIDE = 4
+"""A smooth field needs no more than every so many pixels."""
 
 
 def remove_rigid_motion(
@@ -213,9 +219,8 @@ def remove_rigid_motion(
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x -= (width - 1) / 2
     y -= (height - 1) / 2
-    # A smooth field needs no more than every fourth pixel.
     rows = np.zeros((height, width), bool)
-    rows[::_SAMPLE_STRIDE, ::_SAMPLE_STRIDE] = True
+    rows[::RIGID_STRIDE, ::RIGID_STRIDE] = True
     if mask is not None:
         if mask.shape != (height, width):
             raise ShapeError(f"mask is {mask.shape}, flow is {flow.shape}")
@@ -252,7 +257,7 @@ def _fit_similarity(
     z, w = x + 1j * y, u + 1j * v
     weights = np.ones(x.size)
     shift = slope = 0j
-    for _ in range(_ROBUST_STEPS):
+    for _ in range(RIGID_STEPS):
         total = weights.sum()
         mean_z, mean_w = (weights * z).sum() / total, (weights * w).sum() / total
         centred = z - mean_z
@@ -260,6 +265,6 @@ def _fit_similarity(
         slope = (weights * centred.conj() * (w - mean_w)).sum() / max(spread, 1e-12)
         shift = mean_w - slope * mean_z
         length = np.abs(w - shift - slope * z)
-        scale = max(1.4826 * float(np.median(length)), _ROBUST_FLOOR_PX)
+        scale = max(1.4826 * float(np.median(length)), RIGID_FLOOR_PX)
         weights = 1 / (1 + (length / scale) ** 2) ** 2
     return float(shift.real), float(shift.imag), float(slope.imag), float(slope.real)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from model.errors import ShapeError
 
-__all__ = ["carry", "magnify"]
+__all__ = ["INVERSION_STEPS", "carry", "magnify"]
 
-_INVERSION_STEPS = 5
+INVERSION_STEPS = 5
 """The fixed point contracts by the field's slope, far below ½ for a magnified expression."""
 
 
@@ -28,7 +28,7 @@ def carry(flow: NDArray[np.float32]) -> NDArray[np.float32]:
     x, y = _places(height, width)
     field = np.ascontiguousarray(flow.transpose(1, 2, 0), dtype=np.float32)
     moved = field
-    for _ in range(_INVERSION_STEPS):
+    for _ in range(INVERSION_STEPS):
         moved = np.asarray(
             cv2.remap(
                 field,

@@ -1,23 +1,23 @@
 """Which ONNX operators ONNX Runtime's CUDA provider can run, so that a graph stays on the GPU.
 
-Read from ONNX Runtime's docs/OperatorKernels.md as of version 1.31, section CUDAExecutionProvider:
-those with a kernel that opset 20 resolves to, float32 where it is numbers.
+Read from ONNX Runtime's docs/OperatorKernels.md, section CUDAExecutionProvider, as it stood when
+Attention 24 had been added: those with a kernel that opset 20 resolves to, float32 where it is
+numbers.
 """
 
 from collections.abc import Iterable, Iterator
 
 import onnx
 
-CUDA_KERNELS = frozenset(
-    """
-    Abs Add And AveragePool Cast Ceil Clip Concat ConstantOfShape Conv Cos CumSum Div Equal Exp
-    Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater
-    GreaterOrEqual GridSample Identity If IsNaN LayerNormalization Less LessOrEqual Log Loop MatMul
-    Max MaxPool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean
-    ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize Round Shape Sigmoid Sign Sin Slice
-    Softmax Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where
-    """.split()
-)
+_TABLE = """
+Abs Add And AveragePool Cast Ceil Clip Concat ConstantOfShape Conv Cos CumSum Div Equal Exp
+Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater
+GreaterOrEqual GridSample Identity If IsNaN LayerNormalization Less LessOrEqual Log Loop MatMul
+Max MaxPool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean
+ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize Round Shape Sigmoid Sign Sin Slice
+Softmax Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where
+"""
+CUDA_KERNELS = frozenset(_TABLE.split())
 FOLDED = frozenset({"Constant", "CastLike"})
 """Gone before kernels are chosen: a constant is a weight, the other a function made of Casts."""
 
