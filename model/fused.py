@@ -1,0 +1,108 @@
+"""One ONNX Runtime run from aligned crops to probabilities: nothing leaves the device between."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ModelError, ShapeError, SpecMismatch
+from model.flow import RigidMotion
+from model.runtime import Placement, Runtime
+from model.spec import ModelSpec, file_sha256
+
+__all__ = ["Fused", "FusedRow"]
+
+FloatArray = NDArray[np.float32]
+_OUTPUTS = ("probabilities", "flow", "head")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedRow:
+    """What `Fused` answers for one pair."""
+
+    probabilities: FloatArray
+    """(K,), in the order of the spec's classes; they sum to 1."""
+    flow: FloatArray
+    """(2, S, S), pixels of the crop, onset → apex, the head's motion removed."""
+    head: RigidMotion
+    """What was removed: `flow` and its field together are the flow as it was solved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A model whose flow is computed with it, by the backend `onnx`. Safe to share among threads.
+
+    The same steps as `Preprocessor`, `network_inputs` and `Session.run` take, in one graph
+    (`model.fused_graph`); how near it comes to them is measured in docs/gpu.md.
+    """
+
+    spec: ModelSpec
+    _runtime: Runtime
+
+    @classmethod
+    def open(cls, path: Path, spec: ModelSpec, placement: Placement) -> "Fused":
+        """Build the graph of an ONNX file and its spec, and load it.
+
+        Raises: ModelError (not an ONNX model, does not run here, or spox is not installed),
+        SpecMismatch (another file than the spec's, or another flow than TV-L1), SpecInvalid (a
+        parameter of the flow that this backend does not have).
+        """
+        if file_sha256(path) != spec.onnx_sha256:
+            raise SpecMismatch(f"{path.name} is not the file that its spec was written for")
+        graph = _graph(path, spec)
+        return cls(spec, Runtime.open(graph, f"{spec.name} with its flow", placement))
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that ONNX Runtime really uses first."""
+        return self._runtime.provider
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a GPU was asked for and not got."""
+        return self._runtime.fell_back
+
+    def run(
+        self,
+        onset: NDArray[np.uint8],
+        onset_grey: NDArray[np.uint8],
+        apex_grey: NDArray[np.uint8],
+        face: NDArray[np.bool_],
+    ) -> list[FusedRow]:
+        """Answer N aligned pairs.
+
+        Convention: onset is (N, S, S, 3) uint8 RGB, the greys (N, S, S) uint8, face (N, S, S)
+        bool, true inside the face's outline; no row depends on another.
+        Raises: ShapeError, and what ONNX Runtime raises where the device fails.
+        """
+        side = self.spec.input_size
+        flat = (len(onset), side, side)
+        shapes = [array.shape for array in (onset, onset_grey, apex_grey, face)]
+        if shapes != [(*flat, 3), flat, flat, flat]:
+            raise ShapeError(f"onset is {(*flat, 3)}, greys and face are {flat}: got {shapes}")
+        feeds = {"onset": onset, "onset_grey": onset_grey, "apex_grey": apex_grey, "face": face}
+        probabilities, flows, heads = self._runtime.run(_OUTPUTS, feeds)
+        return [
+            FusedRow(shares, flow, RigidMotion(*map(float, head)))
+            for shares, flow, head in zip(probabilities, flows, heads, strict=True)
+        ]
+
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Run once for each batch size, so that the first request waits for no allocation."""
+        side = self.spec.input_size
+        for size in batch_sizes:
+            grey = np.zeros((size, side, side), np.uint8)
+            onset = np.zeros((size, side, side, 3), np.uint8)
+            self.run(onset, grey, grey, np.ones((size, side, side), np.bool_))
+
+
+def _graph(path: Path, spec: ModelSpec) -> bytes:
+    try:
+        from model.fused_graph import fused_graph  # noqa: PLC0415 - what it needs is an extra
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"the backend onnx needs {error.name}: pip install 'mfdan[onnx-flow]'"
+        ) from None
+    return fused_graph(path, spec).SerializeToString()
