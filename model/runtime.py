@@ -106,7 +106,7 @@ class Runtime:
         runtime = cls(session, placement.device, capture=got.cuda_graphs)
         if runtime.fell_back and placement.strict:
             raise ModelError(
-                f"{placement.device} was asked for, but {name} runs on {runtime.provider}: "
+                f"a GPU was asked for, but {name} runs on {runtime.provider}: "
                 "`mfdan doctor` says what is missing"
             )
         return runtime
@@ -264,7 +264,7 @@ class _Buffers:
 def _load(
     model: Path | bytes, name: str, placement: Placement
 ) -> tuple[ort.InferenceSession, Placement]:
-    """Load the graph as asked; without CUDA graphs, then on the CPU, where it cannot be.
+    """Load the graph as asked; where it cannot be, without CUDA graphs, then one device down.
 
     Returns the session with the placement that it got.
     """
@@ -274,7 +274,8 @@ def _load(
         if placement.cuda_graphs:
             return _load(model, name, replace(placement, cuda_graphs=False))
         if placement.device != "cpu" and not placement.strict:
-            return _load(model, name, replace(placement, device="cpu"))
+            next_best: Device = "cuda" if placement.device == "tensorrt" else "cpu"
+            return _load(model, name, replace(placement, device=next_best))
         raise ModelError(
             f"ONNX Runtime cannot load {name} for {placement.device}: {type(error).__name__}"
         ) from error

@@ -291,7 +291,7 @@ def _of_this_machine(error: Exception) -> str:
 
 
 def _cards(settings: Settings) -> int:
-    return 1 if settings.device == "cuda" else 0
+    return 0 if settings.device == "cpu" else 1
 
 
 def _size(

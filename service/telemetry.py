@@ -68,7 +68,7 @@ class Telemetry(Observer):
         self.log.info("started", **_start_facts(settings, engine))
         for name in engine.sessions:
             self._loaded(name)
-        if settings.device == "cuda" and not watch_gpu_memory(self.registry):
+        if settings.device != "cpu" and not watch_gpu_memory(self.registry):
             self.log.warning("the GPU's memory cannot be measured")
 
     def waited(self, what: Wait, seconds: float) -> None:

@@ -60,7 +60,7 @@ def main(
         why = f"{error.filename} cannot be read ({error.strerror}): may {_us()} read it?"
         raise failed(f"not prepared: {why}") from None
     except (Refused, MfdanError, TracingRefused) as error:
-        hint = NO_GPU if isinstance(error, MfdanError) and settings.device == "cuda" else ""
+        hint = NO_GPU if isinstance(error, MfdanError) and settings.device != "cpu" else ""
         raise failed(f"not prepared: {error}{hint}") from None
     typer.echo(
         f"""prepared: {served}

@@ -26,7 +26,6 @@ from service.engine import Engine, Upload, open_sessions
 from service.registry import Registry
 from service.server import loaded
 
-GPU_MISSING = "ignore:Specified provider:UserWarning"
 without_gpu = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="there is a GPU"
 )
@@ -643,7 +642,6 @@ def test_the_folder_is_looked_at_while_serving_and_the_api_shows_what_changed(
 
 
 @without_gpu
-@pytest.mark.filterwarnings(GPU_MISSING)
 @pytest.mark.parametrize(("device", "fell_back"), [("cuda", True), ("cpu", False)])
 def test_a_gpu_that_was_asked_for_and_not_got_is_told_in_the_answer_and_of_the_model(
     serve: Serve, folder: Path, pictures: Pictures, device: str, *, fell_back: bool
@@ -656,12 +654,14 @@ def test_a_gpu_that_was_asked_for_and_not_got_is_told_in_the_answer_and_of_the_m
 
 
 @without_gpu
-@pytest.mark.filterwarnings(GPU_MISSING)
 def test_a_gpu_that_was_asked_for_strictly_and_not_got_refuses_the_model_at_the_start_and_later(
     make_settings: MakeSettings, folder: Path
 ) -> None:
     strict = {"device": "cuda", "strict_gpu": True}
-    fault = "a GPU was asked for, but tiny runs on CPUExecutionProvider"
+    fault = (
+        "a GPU was asked for, but tiny.onnx runs on CPUExecutionProvider: "
+        "`mfdan doctor` says what is missing"
+    )
     with pytest.raises(ModelError, match=fault):
         open_sessions(make_settings(models_dir=folder, **strict))
     on_gpu = {"tiny": Session.open(folder / "tiny.onnx")}

@@ -408,7 +408,6 @@ def models_shown(client: TestClient) -> set[str]:
     return {dict(labels)["name"] for name, labels in samples(client) if name == "mfdan_model_info"}
 
 
-@pytest.mark.filterwarnings("ignore:Specified provider")  # ONNX Runtime says so too
 def test_a_gpu_that_was_asked_for_and_not_got_is_shown_and_told(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
