@@ -137,7 +137,7 @@ class ClipFacts:
     """First frame of each scene but the first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
     """When what happened to one pair or clip, nanoseconds since 1970.
 
@@ -149,6 +149,10 @@ class Moments:
     """A worker took it."""
     prepared_ns: int
     """The worker was done: what follows waits for the network."""
+    inferred_ns: int
+    """The network had answered."""
+    resumed_ns: int
+    """A worker took it again, after a fused run; elsewhere as `inferred_ns`."""
     answered_ns: int
 
 
@@ -162,7 +166,8 @@ class Answer:
     warnings: tuple[AnswerWarning, ...]
     timings_ms: dict[str, float]
     """Work of decode, detect, align, spot (clips only), flow, quality and tensors; infer with its
-    wait for a batch; total also holds the wait for a worker."""
+    wait for a batch; total also holds the wait for a worker. In the order in which they came: of a
+    fused run, which computes flow and tensors too, quality comes after infer."""
     moments: Moments
     clip: ClipFacts | None = None
     """None for a pair."""

@@ -21,27 +21,52 @@ class Course:
     asked_ns: int = field(default_factory=time.time_ns)
     asked: float = field(default_factory=time.perf_counter)
     begun: float | None = None
+    """When a worker took it; the next three follow it in this order."""
     prepared: float | None = None
+    """When the worker was done: the network is asked."""
+    inferred: float | None = None
+    """When the network had answered."""
+    resumed: float | None = None
+    """When a worker took it again, to measure what the fused graph made."""
 
     @property
     def place(self) -> Place:
         """Where it is now."""
-        if self.begun is None:
+        if self.prepared is not None and self.inferred is None:
+            return "network"
+        if self.begun is None or (self.inferred is not None and self.resumed is None):
             return "waiting"
-        return "working" if self.prepared is None else "network"
+        return "working"
+
+    def taken(self) -> float:
+        """Note that a worker takes it, for the first time or again; return how long it waited."""
+        now = time.perf_counter()
+        if self.inferred is None:
+            self.begun = now
+            return now - self.asked
+        self.resumed = now
+        return now - self.inferred
 
     def moments(self, answered: float) -> Moments:
         """Return when what happened; `answered` is of `time.perf_counter`."""
         assert self.begun is not None  # noqa: S101 - an answered one has been worked on
         assert self.prepared is not None  # noqa: S101 - likewise
+        assert self.inferred is not None  # noqa: S101 - likewise
         return Moments(
-            self.asked_ns, self._at(self.begun), self._at(self.prepared), self._at(answered)
+            asked_ns=self.asked_ns,
+            begun_ns=self._at(self.begun),
+            prepared_ns=self._at(self.prepared),
+            inferred_ns=self._at(self.inferred),
+            resumed_ns=self._at(self.inferred if self.resumed is None else self.resumed),
+            answered_ns=self._at(answered),
         )
 
-    def infer_s(self, answered: float) -> float:
-        """Return how long the network took, with the wait for it; `answered` likewise."""
+    @property
+    def infer_s(self) -> float:
+        """How long the network took, with the wait for it."""
         assert self.prepared is not None  # noqa: S101 - likewise
-        return answered - self.prepared
+        assert self.inferred is not None  # noqa: S101 - likewise
+        return self.inferred - self.prepared
 
     def _at(self, moment: float) -> int:
         return self.asked_ns + round((moment - self.asked) * 1e9)

@@ -91,6 +91,7 @@ Trouble = Literal[
 """Why the engine is not ready."""
 Kind = Literal["pair", "clip"]
 T = TypeVar("T")
+R = TypeVar("R")
 FloatArray = NDArray[np.float32]
 Row = Future[FloatArray]
 _LOG = logging.getLogger("mfdan")
@@ -187,7 +188,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Pairs and clips that wait for a worker."""
-        return sum(one.begun is None for one in self._courses)
+        return sum(one.place == "waiting" for one in self._courses)
 
     @property
     def busy_workers(self) -> int:
@@ -416,12 +417,21 @@ class Engine:
         places: asyncio.Semaphore | None = None,
     ) -> Answer:
         start = time.perf_counter()
-        prepared, asked = await self._in_worker(model, work, course, places)
+        asked: list[Row] = []
+
+        def hand_over(check: Check) -> Prepared:
+            prepared = work(check)
+            check()
+            course.prepared = time.perf_counter()
+            asked.extend(model.batcher.submit(_tensors(prepared)))
+            return prepared
+
+        prepared = await self._in_worker(hand_over, course, asked, places)
         # A clip's count from here on, and are never refused: its decoding is paid for. Those of
         # pairs were counted, as asked for, when they were admitted.
         with self._counted(items=0 if prepared.clip is None else len(asked)):
             rows = iter(await _answered(asked))
-        end = time.perf_counter()
+        end = course.inferred = time.perf_counter()
         spec = model.session.spec
         return Answer(
             spec=spec,
@@ -432,22 +442,25 @@ class Engine:
             ),
             warnings=prepared.warnings,
             timings_ms=prepared.timings_ms
-            | {"infer": course.infer_s(end) * 1e3, "total": (end - start) * 1e3},
+            | {"infer": course.infer_s * 1e3, "total": (end - start) * 1e3},
             moments=course.moments(end),
             clip=prepared.clip,
         )
 
     async def _in_worker(
         self,
-        model: Model,
-        work: Callable[[Check], Prepared],
+        work: Callable[[Check], T],
         course: Course,
-        places: asyncio.Semaphore | None,
-    ) -> tuple[Prepared, list[Row]]:
-        """Run the stages before the network in one worker, when there is a place.
+        asked: Sequence[Future[Any]],
+        places: asyncio.Semaphore | None = None,
+        *,
+        ahead: bool = False,
+    ) -> T:
+        """Run the stages before the network, or after it, in one worker, when there is a place.
 
         In one, so that no more decoded frames are held than there are workers. The worker hands
-        its items to the network itself: it would wait for this loop's turn else.
+        its items to the network itself, and notes in `asked` what it will answer: it would wait
+        for this loop's turn else.
         """
         loop = asyncio.get_running_loop()
         abandoned = threading.Event()
@@ -456,16 +469,15 @@ class Engine:
             if abandoned.is_set():
                 raise _Abandoned
 
-        def begin() -> tuple[Prepared, list[Row]]:
-            course.begun = time.perf_counter()
-            prepared = work(check)
-            check()
-            course.prepared = time.perf_counter()
-            return prepared, model.batcher.submit(_tensors(prepared))
+        waited_s: list[float] = []
+
+        def begin() -> T:
+            waited_s.append(course.taken())
+            return work(check)
 
         if places is not None:
             await places.acquire()
-        working = self._pool.submit(begin, course.deadline_s * 1.1 + UNHEARD_S)
+        working = self._pool.submit(begin, course.deadline_s * 1.1 + UNHEARD_S, ahead=ahead)
         if places is not None:
             # Not when the caller leaves: the worker is busy until it hears of that. Cancelled
             # before it started, the work is done at once.
@@ -474,12 +486,12 @@ class Engine:
             return await asyncio.wrap_future(working)
         except asyncio.CancelledError:
             # What the worker has handed over by now, or yet will if it does not hear in time.
-            working.add_done_callback(_withdraw_handed_over)
+            working.add_done_callback(lambda _: _withdraw(asked))
             raise
         finally:
             abandoned.set()
-            if course.begun is not None:
-                self._observer.waited("worker", course.begun - course.asked)
+            for seconds in waited_s:
+                self._observer.waited("worker", seconds)
 
     async def _warm_up(self) -> None:
         """Run every stage once: each network every batch size, each worker its detector."""
@@ -498,7 +510,7 @@ def _tensors(prepared: Prepared) -> Iterator[tuple[FloatArray, FloatArray]]:
     return ((item.image, item.flow) for face in prepared.faces for item in face.items)
 
 
-async def _answered(asked: Sequence[Row]) -> list[FloatArray]:
+async def _answered(asked: Sequence[Future[R]]) -> list[R]:
     """Return the rows asked for. One after the other: they come in that order, some at once."""
     try:
         return [row.result() if row.done() else await asyncio.wrap_future(row) for row in asked]
@@ -506,15 +518,10 @@ async def _answered(asked: Sequence[Row]) -> list[FloatArray]:
         _withdraw(asked)
 
 
-def _withdraw(asked: Sequence[Row]) -> None:
+def _withdraw(asked: Sequence[Future[Any]]) -> None:
     """Have nothing more run for one who has gone; what is answered stays so."""
     for row in asked:
         row.cancel()
-
-
-def _withdraw_handed_over(working: Future[tuple[Prepared, list[Row]]]) -> None:
-    if not working.cancelled() and working.exception() is None:
-        _withdraw(working.result()[1])
 
 
 def _check_tensors(image: FloatArray, flow: FloatArray, side: int) -> None:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from model.movement import Motion as MeasuredMotion
 from model.quality import Quality as MeasuredQuality
 from model.quality import QualityReason
-from model.spec import ModelSpec
+from model.spec import FlowBackend, ModelSpec
 from model.spotting import Interval
 from model.spotting import MotionCurve as MeasuredCurve
 from model.verdict import Verdict
@@ -63,8 +63,9 @@ class ModelName(_Schema):
 class Flow(_Schema):
     """How the motion was measured."""
 
-    backend: Literal["opencv-cpu", "opencv-cuda"]
-    algorithm: Literal["tvl1", "farneback", "dis"]
+    backend: FlowBackend
+    """Who computed it; of several movements, of which one fell back, who that one fell back to."""
+    algorithm: Literal["tvl1", "farneback", "dis", "brox"]
 
 
 class Box(_Schema):

@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # of the extra `traces`
 __all__ = ["Tracing", "TracingRefused", "is_probe"]
 
 _PROBE = re.compile(r"/metrics|(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
-_NOT_IN_WORKER = {"infer", "total"}
 _NS_PER_MS = 1_000_000
 _FLUSH_S = 5.0
 """What a collector is given to take the last spans at shutdown."""
@@ -114,11 +113,15 @@ class Tracing:
         tell("wait", moments.asked_ns, moments.begun_ns)
         start = moments.begun_ns
         for stage, ms in prediction.timings_ms.items():
-            if stage not in _NOT_IN_WORKER:
+            if stage == "infer":
+                tell("infer", moments.prepared_ns, moments.inferred_ns)
+                if moments.resumed_ns > moments.inferred_ns:
+                    tell("wait", moments.inferred_ns, moments.resumed_ns)
+                start = moments.resumed_ns
+            elif stage != "total":
                 end = start + round(ms * _NS_PER_MS)
                 tell(stage, start, end)
                 start = end
-        tell("infer", moments.prepared_ns, moments.answered_ns)
         span.end(moments.answered_ns)
 
     @staticmethod

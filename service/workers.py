@@ -101,17 +101,23 @@ class Workers:
         """Return what is done when each worker has run `first`, and fails as it failed."""
         return [one.ready for one in self._workers]
 
-    def submit(self, work: Callable[[], T], limit_s: float = math.inf) -> Future[T]:
+    def submit(
+        self, work: Callable[[], T], limit_s: float = math.inf, *, ahead: bool = False
+    ) -> Future[T]:
         """Have a worker call `work`; past `limit_s` of it the worker counts as overdue.
 
-        What is cancelled before it began leaves the queue at once. Raises: Closed.
+        What goes `ahead` is taken before all that waits. What is cancelled before it began leaves
+        the queue at once. Raises: Closed.
         """
         job = _Job(work, limit_s)
         job.answer.add_done_callback(self._forget)
         with self._lock:
             if self._closing:
                 raise Closed("the service is shutting down")
-            self._jobs.append(job)
+            if ahead:
+                self._jobs.appendleft(job)
+            else:
+                self._jobs.append(job)
         self._wake.put(None)
         return job.answer
 

@@ -55,6 +55,21 @@ def test_each_job_gets_its_own_answer_or_fault() -> None:
                 assert answer.result(20) == number // 2
 
 
+def test_what_goes_ahead_is_taken_before_all_that_waits() -> None:
+    with workers(1) as pool:
+        busy, done = Busy(), []
+        pool.submit(busy)
+        assert busy.begun.wait(20)
+        answers = [
+            pool.submit(lambda name=name: done.append(name), ahead=name == "ahead")
+            for name in ("first", "second", "ahead")
+        ]
+        busy.may_end.set()
+        for answer in answers:
+            answer.result(20)
+        assert done == ["ahead", "first", "second"]
+
+
 def test_as_many_jobs_run_at_once_as_there_are_workers_and_no_more() -> None:
     with workers(2) as pool:
         jobs = [Busy() for _ in range(3)]
