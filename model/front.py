@@ -21,8 +21,6 @@ __all__ = ["Front", "front"]
 
 _LINEAR_GRID = 32
 """OpenCV's `remap` looks at so many places between two pixels where it interpolates linearly."""
-_CUBIC_BORDER = 2
-"""So many repeated pixels make a cubic sample outside the frame what OpenCV says it is."""
 _FAR_PX = 1e6
 """Longer than any motion: sorts what the mask leaves out behind the rest."""
 _TINY = 1e-12
@@ -136,10 +134,7 @@ def _magnify(onset: Var, flow: Var, alpha: float, size: int) -> Var:
     """Repeat `model.magnify.magnify`; return (N, 3, S, S) whole numbers, 0 to 255."""
     moved = _carry(op.mul(flow, _const(1 + alpha)), size)
     frame = op.cast(op.transpose(onset, perm=(0, 3, 1, 2)), to=np.float32)
-    border = (_CUBIC_BORDER,) * 2
-    frame = op.pad(frame, _ints(*border, *border), axes=_ints(2, 3), mode="edge")
-    source = op.add(op.sub(_const(_pixels(size)), moved), _const(_CUBIC_BORDER))
-    sampled = _sampled(frame, source, size + 2 * _CUBIC_BORDER, "cubic")
+    sampled = _sampled(frame, op.sub(_const(_pixels(size)), moved), size, "cubic")
     return op.clip(op.round(sampled), _const(0), _const(255))
 
 
