@@ -11,7 +11,6 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ from service.command_line import (
     told_when_stopped,
 )
 from service.engine import open_sessions
+from service.gpu_findings import Finding, gpu_findings
 from service.keys_command import keys_app
 from service.predict_command import predict
 from service.score_command import score_command
@@ -117,18 +117,14 @@ def _model_table(spec: ModelSpec) -> Table:
     return table
 
 
-def _findings(settings: Settings) -> Iterator[tuple[bool, str, str]]:
-    """Yield (is it fine, what, what was found)."""
+def _findings(settings: Settings) -> Iterator[Finding]:
     yield True, "Python", f"{platform.python_version()} on {platform.platform()}"
     yield True, "versions", ", ".join(_versions())
     threads = (
         f"{settings.workers} workers, {settings.opencv} in OpenCV, {settings.onnx} in ONNX Runtime"
     )
     yield True, "threads", f"{cores()} of {os.cpu_count()} cores: {threads}"
-    providers = ort.get_available_providers()
-    wanted = "CUDAExecutionProvider" if settings.device == "cuda" else "CPUExecutionProvider"
-    yield wanted in providers, "ONNX Runtime", ", ".join(providers)
-    yield True, "OpenCV devices", f"CPU, {_cuda_devices()} CUDA"
+    yield from gpu_findings(settings)
     yield _works("face models", _load_face_models)
     paths = settings.model_files()
     if not paths:
@@ -138,7 +134,7 @@ def _findings(settings: Settings) -> Iterator[tuple[bool, str, str]]:
     yield _works("default model", lambda: next(iter(open_sessions(settings))))
 
 
-def _works(what: str, check: Callable[[], str]) -> tuple[bool, str, str]:
+def _works(what: str, check: Callable[[], str]) -> Finding:
     try:
         return True, what, check()
     except (MfdanError, OSError, cv2.error) as error:
@@ -163,7 +159,3 @@ def _versions() -> Iterator[str]:
             yield f"{package} {version(package)}"
         except PackageNotFoundError:
             continue
-
-
-def _cuda_devices() -> int:
-    return int(cv2.cuda.getCudaEnabledDeviceCount())
