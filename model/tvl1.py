@@ -1,0 +1,392 @@
+"""TV-L1 optical flow of a batch of pairs as an ONNX graph (Zach et al. 2007).
+
+It solves what OpenCV's `DualTVL1OpticalFlow` solves, step by step, for N pairs at once and with
+a fixed number of iterations. Every operator is elementwise or a copy: no product of matrices
+and no convolution, which a GPU may round to TF32.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import spox.opset.ai.onnx.v20 as op
+from numpy.typing import NDArray
+from spox import Var
+
+__all__ = ["Tvl1Parameters", "scale_sides", "tvl1"]
+
+FloatArray: TypeAlias = NDArray[np.float32]
+
+_SMALLEST_SIDE = 16
+_UNROLLED_STEPS = 256
+"""Up to so many iterations stand in the graph one after another. Above it the inner ones are a
+Loop: the graph stays small, but ONNX Runtime comes back to the host for every iteration and
+cannot capture the graph for CUDA."""
+_NO_GRADIENT: Final = float(np.finfo(np.float32).eps)
+"""Squared grey levels per pixel: OpenCV moves no pixel with less by its brightness."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tvl1Parameters:
+    """What fixes the flow; names and defaults are those of `DualTVL1OpticalFlow`."""
+
+    tau: float = 0.25
+    lambda_: float = 0.15
+    theta: float = 0.3
+    scales: int = 5
+    warps: int = 5
+    outer: int = 10
+    inner: int = 30
+    scale_step: float = 0.8
+    median: int = 5
+    """Side of the median filter of the flow, pixels; 1 for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "lambda_", "theta", "scales", "warps", "outer", "inner"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"TV-L1 needs {_SETTERS[name]} above 0, not {getattr(self, name)}")
+        if not 0 < self.scale_step < 1:
+            raise ValueError(f"TV-L1 needs scaleStep between 0 and 1, not {self.scale_step}")
+        if self.median not in (1, 3, 5):
+            raise ValueError(f"TV-L1 needs medianFiltering 1, 3 or 5, not {self.median}")
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, Any]) -> "Tvl1Parameters":
+        """Take the parameters of a spec, by the names of OpenCV's setters.
+
+        `epsilon` is read over: OpenCV ends the iterations of a pair early when they move less,
+        here all pairs of a batch get all of them. Only with `epsilon` 0 do both do the same.
+
+        Raises: ValueError for one that TV-L1 does not have, or that this one cannot follow
+        (`gamma` other than 0, `useInitialFlow`).
+        """
+        fields = {name: field for field, name in _SETTERS.items()}
+        if unknown := parameters.keys() - fields.keys() - _IGNORED.keys():
+            raise ValueError(f"TV-L1 has no parameter {min(unknown)!r}")
+        for name in _IGNORED.keys() & parameters.keys() - {"epsilon"}:
+            if parameters[name] != _IGNORED[name]:
+                raise ValueError(f"TV-L1 as ONNX takes no {name} but {_IGNORED[name]}")
+        return cls(**{fields[name]: parameters[name] for name in parameters.keys() & fields.keys()})
+
+
+_SETTERS = {
+    "tau": "tau",
+    "lambda_": "lambda",
+    "theta": "theta",
+    "scales": "scalesNumber",
+    "warps": "warpingsNumber",
+    "outer": "outerIterations",
+    "inner": "innerIterations",
+    "scale_step": "scaleStep",
+    "median": "medianFiltering",
+}
+_IGNORED = {"epsilon": 0.01, "gamma": 0, "useInitialFlow": False}
+
+
+def scale_sides(parameters: Tvl1Parameters, size: int) -> list[int]:
+    """Return the side of every scale of the pyramid, pixels, the finest first.
+
+    As OpenCV has them: rounded to even, and none below 16 but the first.
+    """
+    sides = [size]
+    while len(sides) < parameters.scales:
+        side = round(sides[-1] * parameters.scale_step)
+        if side < _SMALLEST_SIDE:
+            break
+        sides.append(side)
+    return sides
+
+
+def tvl1(onset: Var, apex: Var, parameters: Mapping[str, Any], size: int) -> Var:
+    """Return the flow that carries each onset to its apex.
+
+    Convention: onset and apex are (N, S, S), grey, 0 to 255, uint8 or float32, S = `size`.
+    The flow is (N, 2, S, S) float32, (u, v) in pixels, x right, y down, as in `model.flow`.
+    Pairs do not know of one another.
+    Raises: ValueError for parameters that cannot be followed, see `Tvl1Parameters.read`.
+    Source: Zach, Pock, Bischof 2007; the scheme of Sánchez, Meinhardt-Llopis, Facciolo 2013
+    (IPOL 26) with OpenCV's changes.
+    """
+    chosen = Tvl1Parameters.read(parameters)
+    sides = scale_sides(chosen, size)
+    total = len(sides) * chosen.warps * chosen.outer * chosen.inner
+    solver = _Solver(chosen, unrolled=total <= _UNROLLED_STEPS)
+    pair = op.concat([_as_channel(onset), _as_channel(apex)], axis=1)
+    pyramid = [pair]
+    for side, smaller in pairwise(sides):
+        pyramid.append(_resized(pyramid[-1], side, smaller, 1 / chosen.scale_step))
+    flow: Var | None = None
+    for level in reversed(range(len(sides))):
+        flow = solver.refine(pyramid[level], flow, sides[level])
+        if level:
+            ratio = sides[level] / sides[level - 1]
+            flow = _resized(flow, sides[level], sides[level - 1], ratio)
+            flow = op.mul(flow, _number(1 / chosen.scale_step))
+    assert flow is not None  # noqa: S101 - a pyramid has at least one level
+    return flow
+
+
+def _as_channel(grey: Var) -> Var:
+    return op.unsqueeze(op.cast(grey, to=np.float32), op.const(np.array([1])))
+
+
+@cache
+def _number(value: float) -> Var:
+    return op.const(np.float32(value))
+
+
+def _shift(x: Var, *, rows: int = 0, columns: int = 0, mode: str = "edge") -> Var:
+    """Return x with every pixel replaced by its neighbour so many rows down and columns right."""
+    return op.pad(x, _pads(rows, columns), mode=mode)
+
+
+@cache
+def _pads(rows: int, columns: int) -> Var:
+    return op.const(np.array([0, 0, -rows, -columns, 0, 0, rows, columns]))
+
+
+def _resized(x: Var, side: int, wanted: int, step: float) -> Var:
+    """Resize squares linearly; `step` is the distance of new pixels in old ones.
+
+    Not `Resize`: where a side is not a whole multiple, OpenCV keeps the asked-for step and
+    clamps, which its modes cannot say.
+    """
+    at = np.clip((np.arange(wanted) + 0.5) * step - 0.5, 0, side - 1)
+    first = np.minimum(at.astype(np.int32), side - 1)
+    second = np.minimum(first + 1, side - 1)
+    weight = (at - first).astype(np.float32)
+    for axis, weights in ((3, weight), (2, weight[:, None])):
+        low, high = (op.gather(x, op.const(index), axis=axis) for index in (first, second))
+        x = op.add(low, op.mul(op.sub(high, low), op.const(weights)))
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """The brightness constancy of one warp, linear in the flow, ready for the iterations.
+
+    t = slope · U + offset is how far along its gradient a pixel would have to go.
+    """
+
+    slope: Var
+    offset: Var
+    back: Var
+    """Minus the warped gradient, in units of U."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The flow times tau / theta, so that the dual step needs no factor, and its dual."""
+
+    flow: Var
+    dual_x: Var
+    dual_y: Var
+
+
+@dataclass(frozen=True, slots=True)
+class _Solver:
+    parameters: Tvl1Parameters
+    unrolled: bool
+
+    @property
+    def _unit(self) -> float:
+        return self.parameters.tau / self.parameters.theta
+
+    def refine(self, pair: Var, flow: Var | None, side: int) -> Var:
+        """Return the flow of one scale, (N, 2, side, side), from that of the scale above."""
+        onset, apex = op.split(pair, num_outputs=2, axis=1)
+        fields = _with_gradient(apex)
+        padded = _pad_to_power_of_two(fields, side)
+        still = op.mul(pair, _number(0))
+        state = _State(still if flow is None else op.mul(flow, _number(self._unit)), still, still)
+        for warp in range(self.parameters.warps):
+            # Nothing has moved yet at the coarsest scale: the warp would copy.
+            unmoved = flow is None and warp == 0
+            warped = fields if unmoved else self._warped(padded, state.flow, side)
+            linear = self._linearised(onset, warped, state.flow)
+            for _ in range(self.parameters.outer):
+                if self.parameters.median > 1:
+                    state = _State(
+                        _median(state.flow, self.parameters.median), state.dual_x, state.dual_y
+                    )
+                state = self._iterated(linear, state)
+        return op.mul(state.flow, _number(1 / self._unit))
+
+    def _warped(self, padded: Var, flow: Var, side: int) -> Var:
+        """Look up apex and gradient, (N, 3, H, W), where the flow leads, by cubic weights.
+
+        The picture is padded with the border's zeros to a side that is a power of two: then a
+        pixel that stays is exact in GridSample's units, and what is still has no flow at all.
+        """
+        padded_side = _power_of_two(side)
+        y, x = np.mgrid[:side, :side].astype(np.float32)
+        here = op.const((2 * np.stack([x, y]) + 1) / padded_side - 1)
+        units = op.add(op.mul(flow, _number(2 / (padded_side * self._unit))), here)
+        places = op.transpose(units, perm=[0, 2, 3, 1])
+        return op.grid_sample(padded, places, mode="cubic", padding_mode="zeros")
+
+    def _linearised(self, onset: Var, warped: Var, flow: Var) -> _Linear:
+        apex, gradient = op.split(warped, op.const(np.array([1, 2])), axis=1)
+        squared = op.max([_summed(op.mul(gradient, gradient)), _number(_NO_GRADIENT)])
+        slope = op.div(gradient, squared)
+        offset = op.div(op.sub(apex, onset), squared)
+        slope = op.mul(slope, _number(1 / self._unit))
+        offset = op.sub(offset, _summed(op.mul(slope, flow)))
+        return _Linear(slope, offset, op.mul(gradient, _number(-self._unit)))
+
+    def _iterated(self, linear: _Linear, state: _State) -> _State:
+        """Run the inner iterations."""
+        if self.unrolled:
+            for _ in range(self.parameters.inner):
+                state = self._step(linear, state)
+            return state
+
+        def body(_: Var, going: Var, flow: Var, dual_x: Var, dual_y: Var) -> list[Var]:
+            after = self._step(linear, _State(flow, dual_x, dual_y))
+            return [going, after.flow, after.dual_x, after.dual_y]
+
+        count = op.const(np.int64(self.parameters.inner))
+        start = [state.flow, state.dual_x, state.dual_y]
+        flow, dual_x, dual_y = op.loop(count, op.const(np.bool_(1)), start, body=body)
+        return _State(flow, dual_x, dual_y)
+
+    def _step(self, linear: _Linear, state: _State) -> _State:
+        """Go one iteration: the thresholding step, then the dual one."""
+        flow = self._primal(linear, state)
+        across = op.sub(_shift(flow, columns=1), flow)
+        down = op.sub(_shift(flow, rows=1), flow)
+        length = op.sqrt(op.add(op.mul(across, across), op.mul(down, down)))
+        divisor = op.add(length, _number(1))
+        return _State(
+            flow,
+            op.div(op.add(state.dual_x, across), divisor),
+            op.div(op.add(state.dual_y, down), divisor),
+        )
+
+    def _primal(self, linear: _Linear, state: _State) -> Var:
+        limit = self.parameters.lambda_ * self.parameters.theta
+        u_part, v_part = op.split(op.mul(linear.slope, state.flow), num_outputs=2, axis=1)
+        along = op.clip(op.sum([u_part, v_part, linear.offset]), _number(-limit), _number(limit))
+        before = op.add(
+            _shift(state.dual_x, columns=-1, mode="constant"),
+            _shift(state.dual_y, rows=-1, mode="constant"),
+        )
+        divergence = op.sub(op.add(state.dual_x, state.dual_y), before)
+        pulled = op.mul(divergence, _number(self.parameters.tau))
+        return op.sum([state.flow, op.mul(linear.back, along), pulled])
+
+
+def _summed(x: Var) -> Var:
+    """Add the two channels of (N, 2, H, W) into (N, 1, H, W)."""
+    return op.add(*op.split(x, num_outputs=2, axis=1))
+
+
+def _with_gradient(image: Var) -> Var:
+    """Return (N, 3, H, W): the image and its central differences, (x, y)."""
+    half = _number(0.5)
+    across = op.sub(_shift(image, columns=1), _shift(image, columns=-1))
+    down = op.sub(_shift(image, rows=1), _shift(image, rows=-1))
+    return op.concat([image, op.mul(across, half), op.mul(down, half)], axis=1)
+
+
+def _power_of_two(side: int) -> int:
+    return 1 << (side - 1).bit_length()
+
+
+def _pad_to_power_of_two(x: Var, side: int) -> Var:
+    more = _power_of_two(side) - side
+    return op.pad(x, op.const(np.array([0, 0, 0, 0, 0, 0, more, more])))
+
+
+_Exchange: TypeAlias = tuple[int, int]
+_SORT: Final[Mapping[int, tuple[_Exchange, ...]]] = {
+    3: ((0, 1), (1, 2), (0, 1)),
+    5: ((0, 3), (1, 4), (0, 2), (1, 3), (0, 1), (2, 4), (1, 2), (3, 4), (2, 3)),
+}
+"""By the number of values: which two to put in order, one after another, until all are."""
+_TAKE_MEDIAN: Final[Mapping[int, tuple[_Exchange, ...]]] = {
+    3: ((0, 1), (1, 2), (3, 4), (4, 5), (3, 4), (7, 8), (6, 7), (2, 4), (4, 6), (2, 4)),
+    5: (
+        (0, 3),
+        (1, 4),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 4),
+        (2, 3),
+        (5, 8),
+        (6, 9),
+        (6, 8),
+        (5, 6),
+        (7, 9),
+        (6, 7),
+        (8, 9),
+        (7, 8),
+        (10, 13),
+        (11, 14),
+        (10, 12),
+        (11, 13),
+        (10, 11),
+        (12, 14),
+        (11, 12),
+        (13, 14),
+        (12, 13),
+        (15, 18),
+        (16, 19),
+        (15, 17),
+        (16, 18),
+        (15, 16),
+        (17, 19),
+        (16, 17),
+        (17, 18),
+        (20, 23),
+        (21, 24),
+        (20, 22),
+        (21, 23),
+        (20, 21),
+        (22, 24),
+        (21, 22),
+        (3, 16),
+        (4, 17),
+        (7, 20),
+        (15, 12),
+        (4, 11),
+        (16, 9),
+        (8, 16),
+        (8, 12),
+        (20, 11),
+        (16, 13),
+        (15, 16),
+        (12, 16),
+        (11, 21),
+        (8, 20),
+        (12, 11),
+        (20, 16),
+        (20, 12),
+    ),
+}
+"""By the side of the window, whose columns are sorted: until the middle one is the median."""
+
+
+def _median(x: Var, side: int) -> Var:
+    """Filter every channel by the median of a square window, the border repeated.
+
+    Columns are sorted once for all the windows that share them.
+    """
+    reach = side // 2
+    offsets = range(-reach, reach + 1)
+    columns = _sorted([_shift(x, rows=offset) for offset in offsets], _SORT[side])
+    window = [_shift(rank, columns=offset) for rank in columns for offset in offsets]
+    return _sorted(window, _TAKE_MEDIAN[side])[side * side // 2]
+
+
+def _sorted(values: Sequence[Var], exchanges: Iterable[_Exchange]) -> list[Var]:
+    """Put pairs of values in order. What nobody reads afterwards never enters the graph."""
+    ordered = list(values)
+    for low, high in exchanges:
+        pair = [ordered[low], ordered[high]]
+        ordered[low], ordered[high] = op.min(pair), op.max(pair)
+    return ordered
