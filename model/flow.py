@@ -45,11 +45,14 @@ def compute_flow(
 
     Convention: onset and apex are (H, W) uint8 of one size; see the module for the field.
     `method.parameters` are OpenCV's own names; a missing one has OpenCV's default.
-    Raises: ShapeError; ValueError for a parameter that the algorithm does not have.
+    Raises: ShapeError; ValueError for a parameter that the algorithm does not have, and for Brox,
+    which the CPU does not have (`model.solver`).
     Source: TV-L1, Zach et al. 2007 (the paper's choice); Farnebäck 2003; DIS, Kroeger 2016.
     """
     if onset.ndim != 2 or onset.shape != apex.shape:  # noqa: PLR2004 - a grey image
         raise ShapeError(f"two grey images of one size are needed: {onset.shape}, {apex.shape}")
+    if method.algorithm not in _SOLVERS:
+        raise ValueError(f"OpenCV has no {method.algorithm} on the CPU")
     field = _SOLVERS[method.algorithm](onset, apex, method.parameters)
     return np.ascontiguousarray(field.transpose(2, 0, 1), dtype=np.float32)
 
@@ -66,7 +69,7 @@ def _tvl1(
     return np.asarray(solver.calc(onset, apex, None))
 
 
-_FARNEBACK = {
+FARNEBACK = {
     "pyr_scale": 0.5,
     "levels": 3,
     "winsize": 15,
@@ -82,9 +85,9 @@ _FARNEBACK = {
 def _farneback(
     onset: NDArray[np.uint8], apex: NDArray[np.uint8], parameters: Mapping[str, Any]
 ) -> NDArray[Any]:
-    if unknown := parameters.keys() - _FARNEBACK:
+    if unknown := parameters.keys() - FARNEBACK:
         raise ValueError(f"Farneback has no parameter {min(unknown)!r}")
-    chosen = _FARNEBACK | dict(parameters)
+    chosen = FARNEBACK | dict(parameters)
     return np.asarray(cv2.calcOpticalFlowFarneback(onset, apex, None, **chosen))  # type: ignore[call-overload] # keywords from a mapping
 
 
@@ -192,6 +195,19 @@ class RigidMotion:
         down = self.shift_y + self.turn * x + self.zoom * y
         return np.stack([across, down]).astype(np.float32)
 
+    def over(self, flow: FloatArray) -> FloatArray:
+        """Return the motion at every pixel of a crop as large as a flow field, (2, H, W) pixels."""
+        return self.at(*_from_middle(flow))
+
+
+def _from_middle(flow: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return x and y, (H, W) each, of every pixel of a field, from its middle."""
+    _, height, width = flow.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x -= (width - 1) / 2
+    y -= (height - 1) / 2
+    return x, y
+
 
 RIGID_STEPS = 8
 """Of reweighting."""
@@ -216,9 +232,7 @@ def remove_rigid_motion(
     """
     _check_flow(flow)
     _, height, width = flow.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    x -= (width - 1) / 2
-    y -= (height - 1) / 2
+    x, y = _from_middle(flow)
     rows = np.zeros((height, width), bool)
     rows[::RIGID_STRIDE, ::RIGID_STRIDE] = True
     if mask is not None:

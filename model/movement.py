@@ -16,6 +16,7 @@ __all__ = [
     "FOLLOWED_SIDE",
     "FaceRegions",
     "Motion",
+    "motion_of",
     "region_movement",
     "residual_motion",
 ]
@@ -48,11 +49,16 @@ def residual_motion(total: FloatArray, face: Mask | None = None) -> tuple[FloatA
     which `moved_px` takes the pictures themselves. Raises: ShapeError.
     """
     flow, head = remove_rigid_motion(total, face)
+    return flow, motion_of(flow, head, face)
+
+
+def motion_of(flow: FloatArray, head: RigidMotion, face: Mask | None = None) -> Motion:
+    """Measure a residual flow inside the face; convention and `moved_px` as `residual_motion`."""
     moved = magnitude(flow)
     if face is not None and face.any():
         moved = moved[face]
     mean, p95 = float(moved.mean()), float(np.percentile(moved, 95))
-    return flow, Motion(mean_px=mean, p95_px=p95, head_px=head.mean_px)
+    return Motion(mean_px=mean, p95_px=p95, head_px=head.mean_px)
 
 
 # All below works on crops shrunk to this side: motion is asked of regions, not of pixels.

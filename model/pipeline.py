@@ -6,7 +6,7 @@ Training and serving both walk it through these functions.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 from model.errors import FrameSizeMismatch
 from model.face import Face, FaceFinder, align, eye_centres, similarity_transform
-from model.flow import compute_flow, to_grey
+from model.flow import RigidMotion, remove_rigid_motion, to_grey
 from model.lids import LID_SHARE, lid_rise
 from model.magnify import magnify
-from model.movement import Motion, region_movement, residual_motion
+from model.movement import motion_of, region_movement
+from model.pair import AlignedPair, Crops
 from model.quality import Quality, measure
-from model.spec import ModelSpec
+from model.solver import Solver, open_solver
+from model.spec import FlowBackend, ModelSpec
 from model.tensors import flow_tensor, image_tensor
 
 __all__ = [
     "MEASURES_VERSION",
     "AlignedPair",
+    "Crops",
     "Preprocessor",
     "Quality",
     "network_inputs",
@@ -36,34 +39,42 @@ MEASURES_VERSION = 3
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AlignedPair:
-    """One face of a pair of frames, aligned by one transform from the onset."""
-
-    face: Face
-    onset: NDArray[np.uint8]
-    """(S, S, 3) RGB crop."""
-    flow: FloatArray
-    """(2, S, S), pixels of the crop, onset → apex, the head's motion removed."""
-    landmarks: FloatArray
-    """(468, 2), pixels of the crop."""
-    motion: Motion
-    quality: Quality
-    timings_ms: dict[str, float]
-    """Wall time of align, flow, quality of a face; detect, shared by all faces, on the first."""
-
-
 class Preprocessor:
     """Turns two frames into aligned pairs as one ModelSpec asks. Safe to share among threads."""
 
-    def __init__(self, spec: ModelSpec, finder: FaceFinder | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, finder: FaceFinder | None = None, solver: Solver | None = None
+    ) -> None:
+        """Take who computes the flow; None is whoever made the data that the weights learned from.
+
+        Raises: ModelError, SpecInvalid, where None and the machine does not have that backend.
+        """
         self.spec = spec
         self.finder = finder or FaceFinder()
+        self.solver = solver or open_solver(spec, spec.flow_backends[0])
 
     def align_pair(
         self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], max_faces: int = 1
     ) -> list[AlignedPair]:
         """Find the faces of the onset, align both frames to each, and compute its flow.
+
+        Convention and faults: as `crop_pair`; raises FlowFailed, too.
+        """
+        return [self.solved(crops) for crops in self.crop_pair(onset, apex, max_faces)]
+
+    def align_face(
+        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], face: Face
+    ) -> AlignedPair:
+        """Align both frames to one face of the onset, and compute its flow.
+
+        Convention: as `crop_pair`, which checks the sizes. Raises: FlowFailed.
+        """
+        return self.solved(self.crop_face(onset, apex, face))
+
+    def crop_pair(
+        self, onset: NDArray[np.uint8], apex: NDArray[np.uint8], max_faces: int = 1
+    ) -> list[Crops]:
+        """Find the faces of the onset, and align both frames to each.
 
         Convention: onset and apex are (H, W, 3) uint8 RGB of one size. Returns one entry for
         each face, the largest first, none when there is none.
@@ -77,22 +88,22 @@ class Preprocessor:
             # One more than asked for: a caller should know that somebody was left out.
             faces = self.finder.find(onset, max_faces + 1)
         more = len(faces) > max_faces
-        pairs = [self.align_face(onset, apex, face, more_faces=more) for face in faces[:max_faces]]
-        for pair in pairs[:1]:
-            pair.timings_ms.update(timings)
-        return pairs
+        crops = [self.crop_face(onset, apex, face, more_faces=more) for face in faces[:max_faces]]
+        for first in crops[:1]:
+            first.timings_ms.update(timings)
+        return crops
 
-    def align_face(
+    def crop_face(
         self,
         onset: NDArray[np.uint8],
         apex: NDArray[np.uint8],
         face: Face,
         *,
         more_faces: bool = False,
-    ) -> AlignedPair:
-        """Align both frames to one face of the onset, and compute its flow.
+    ) -> Crops:
+        """Align both frames to one face of the onset.
 
-        Convention: as `align_pair`, which checks the sizes; `more_faces` is noted in the quality.
+        Convention: as `crop_pair`, which checks the sizes; `more_faces` is noted in the quality.
         """
         size = self.spec.input_size
         timings: dict[str, float] = {}
@@ -100,30 +111,64 @@ class Preprocessor:
             transform = similarity_transform(face.landmarks, self.spec.alignment, size)
             onset_crop = align(onset, transform, size)
             apex_crop = align(apex, transform, size)
-        with _timed(timings, "flow"):
-            onset_grey, apex_grey = to_grey(onset_crop), to_grey(apex_crop)
-            total = compute_flow(onset_grey, apex_grey, self.spec.flow)
             landmarks = _carry(face.landmarks, transform)
-            outline = _face_outline(landmarks, size)
-            flow, motion = residual_motion(total, outline)
-            moved = region_movement(onset_grey, apex_grey, total - flow, landmarks, outline)
-        with _timed(timings, "quality"):
-            quality = measure(
-                onset_grey,
-                apex_grey,
-                total,
-                landmarks,
-                outline,
+            return Crops(
+                face=face,
+                onset=onset_crop,
+                onset_grey=to_grey(onset_crop),
+                apex_grey=to_grey(apex_crop),
+                landmarks=landmarks,
+                outline=_face_outline(landmarks, size),
                 eye_distance_px=_eye_distance(face),
                 outside=_share_outside(transform, onset.shape[:2], size),
                 more_faces=more_faces,
+                timings_ms=timings,
             )
+
+    def solved(self, crops: Crops) -> AlignedPair:
+        """Compute the flow of aligned crops, and measure it. Raises: FlowFailed."""
+        timings: dict[str, float] = {}
+        with _timed(timings, "flow"):
+            found = self.solver.compute(crops.onset_grey, crops.apex_grey)
+            flow, head = remove_rigid_motion(found.flow, crops.outline)
+        pair = self.measured(crops, found.flow, flow, head, found.backend)
+        pair.timings_ms["flow"] += timings["flow"]
+        return pair
+
+    @staticmethod
+    def measured(
+        crops: Crops, total: FloatArray, flow: FloatArray, head: RigidMotion, backend: FlowBackend
+    ) -> AlignedPair:
+        """Measure motion and quality of aligned crops whose flow is known.
+
+        Convention: total is (2, S, S) in pixels of the crop, as a backend gives it; flow is what
+        `remove_rigid_motion` leaves of it inside `crops.outline`, head what it takes away.
+        """
+        timings = dict(crops.timings_ms)
+        with _timed(timings, "flow"):
+            motion = motion_of(flow, head, crops.outline)
+            moved = region_movement(
+                crops.onset_grey, crops.apex_grey, total - flow, crops.landmarks, crops.outline
+            )
+        with _timed(timings, "quality"):
+            quality = measure(
+                crops.onset_grey,
+                crops.apex_grey,
+                total,
+                crops.landmarks,
+                crops.outline,
+                eye_distance_px=crops.eye_distance_px,
+                outside=crops.outside,
+                more_faces=crops.more_faces,
+            )
+        lids = LID_SHARE * lid_rise(flow, crops.landmarks)
         return AlignedPair(
-            face=face,
-            onset=onset_crop,
+            face=crops.face,
+            onset=crops.onset,
             flow=flow,
-            landmarks=landmarks,
-            motion=replace(motion, moved_px=max(moved, LID_SHARE * lid_rise(flow, landmarks))),
+            flow_backend=backend,
+            landmarks=crops.landmarks,
+            motion=replace(motion, moved_px=max(moved, lids)),
             quality=quality,
             timings_ms=timings,
         )

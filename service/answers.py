@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.clip import ClipInfo
-from model.pipeline import AlignedPair
+from model.pair import AlignedPair
 from model.quality import QualityReason
 from model.regions import RegionMotion
 from model.spec import ModelSpec

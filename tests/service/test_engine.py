@@ -166,7 +166,7 @@ def test_past_the_deadline_nothing_more_is_started(
         assert may_flow.wait(20)
         return compute_flow(*given)
 
-    monkeypatch.setattr("model.pipeline.compute_flow", slow_flow)
+    monkeypatch.setattr("model.solver.compute_flow", slow_flow)
     held.may_go.set()
 
     async def run() -> None:

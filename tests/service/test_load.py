@@ -63,7 +63,7 @@ def test_a_late_answer_is_504(serve: Serve, held: HeldSession, pictures: Picture
 
 @pytest.mark.parametrize(
     "stage",
-    ["service.preparation.decode_image", "model.pipeline.compute_flow", "model.session._softmax"],
+    ["service.preparation.decode_image", "model.solver.compute_flow", "model.session._softmax"],
 )
 def test_the_event_loop_answers_while_pictures_are_worked_on(
     serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, stage: str

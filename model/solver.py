@@ -1,0 +1,243 @@
+"""Who computes the flow: the backends behind one call, and who takes over where a GPU fails."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import FlowFailed, FlowFault, ModelError, SpecInvalid, SpecMismatch
+from model.flow import compute_flow
+from model.flow_cuda import CudaFlow
+from model.runtime import Placement
+from model.spec import FlowBackend, FlowMethod, ModelSpec
+
+__all__ = [
+    "CpuFlow",
+    "FlowSolver",
+    "Solved",
+    "Solver",
+    "choose_backend",
+    "cuda_devices",
+    "fault_of",
+    "open_solver",
+]
+
+FloatArray = NDArray[np.float32]
+Grey = NDArray[np.uint8]
+Wanted = FlowBackend | Literal["auto"]
+
+
+class FlowSolver(Protocol):
+    """One flow method of one backend. Safe to share among threads."""
+
+    @property
+    def backend(self) -> FlowBackend:
+        """Who computes."""
+
+    def solve(self, onset: Grey, apex: Grey) -> FloatArray:
+        """Estimate the flow that carries the onset to the apex.
+
+        Convention: onset and apex are (S, S) uint8; returns (2, S, S) float32, as `model.flow`.
+        Raises: ShapeError; what the backend's library raises where the device fails.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFlow:
+    """Flow by OpenCV on the CPU."""
+
+    method: FlowMethod
+
+    @property
+    def backend(self) -> FlowBackend:
+        """Always "opencv-cpu"."""
+        return "opencv-cpu"
+
+    def solve(self, onset: Grey, apex: Grey) -> FloatArray:
+        """Estimate a flow, as `compute_flow`."""
+        return compute_flow(onset, apex, self.method)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solved:
+    """A flow field, and who really computed it."""
+
+    flow: FloatArray
+    """(2, S, S), pixels, as `model.flow`."""
+    backend: FlowBackend
+
+
+def _unheard(_fault: FlowFault) -> None:
+    """Tell nobody."""
+
+
+class Solver:
+    """A backend, and who takes a pair that it fails with. Safe to share among threads."""
+
+    def __init__(
+        self,
+        first: FlowSolver,
+        spare: FlowSolver | None = None,
+        on_fallback: Callable[[FlowFault], None] = _unheard,
+    ) -> None:
+        self._first = first
+        self._spare = spare
+        self._on_fallback = on_fallback
+
+    @property
+    def backend(self) -> FlowBackend:
+        """Who computes unless the device fails."""
+        return self._first.backend
+
+    def solve(self, onset: Grey, apex: Grey) -> FloatArray:
+        """Return the flow alone, as `compute` does."""
+        return self.compute(onset, apex).flow
+
+    def compute(self, onset: Grey, apex: Grey) -> Solved:
+        """Estimate the flow that carries the onset to the apex.
+
+        Convention: onset and apex are (S, S) uint8. Each pair is tried on the device anew: memory
+        comes back, and one that is lost fails at once.
+        Raises: ShapeError; FlowFailed where the device fails and there is no spare.
+        """
+        try:
+            return Solved(self._first.solve(onset, apex), self._first.backend)
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+            if self._spare is None:
+                raise FlowFailed(_told(self._first.backend, fault), fault) from error
+        self._on_fallback(fault)
+        return Solved(self._spare.solve(onset, apex), self._spare.backend)
+
+
+_WORDS: dict[FlowFault, tuple[str, ...]] = {
+    "memory": ("out of memory", "failed to allocate memory", "alloc_failed"),
+    "driver": ("driver", "no kernel image", "unsupported toolchain", "forward compatibility"),
+    "device": ("cuda", "cudnn", "cublas", "gpu"),
+}
+"""What the libraries say in each case, looked for in this order."""
+_CUDA_CODES = (cv2.Error.GPU_API_CALL_ERROR, cv2.Error.GPU_NOT_SUPPORTED)
+
+
+def fault_of(error: BaseException) -> FlowFault | None:
+    """Tell what failed on a device, None for an error that is not the device's.
+
+    OpenCV gives its CUDA errors codes of their own, which Python meets as the cause of a
+    SystemError where a constructor raised them. ONNX Runtime's have no class in common.
+    """
+    cause = error.__cause__ if isinstance(error, SystemError) else error
+    if isinstance(cause, cv2.error):
+        if getattr(cause, "code", None) not in _CUDA_CODES:
+            return None
+    elif not type(cause).__module__.startswith("onnxruntime"):
+        return None
+    said = str(cause).lower()
+    return next((fault for fault, words in _WORDS.items() if any(w in said for w in words)), None)
+
+
+_MEANINGS: dict[FlowFault, str] = {
+    "memory": "the GPU has no memory left",
+    "driver": "the GPU, its driver and the CUDA libraries do not fit together",
+    "device": "the GPU was lost or broke off",
+}
+
+
+def _told(backend: FlowBackend, fault: FlowFault) -> str:
+    return f"{backend} could not compute a flow: {_MEANINGS[fault]}"
+
+
+def cuda_devices() -> int:
+    """Return how many GPUs OpenCV can use.
+
+    0 where it was built without CUDA, -1 where the driver is missing or too old for it.
+    """
+    return cv2.cuda.getCudaEnabledDeviceCount()
+
+
+def choose_backend(spec: ModelSpec, wanted: Wanted, *, cuda_devices: int) -> FlowBackend:
+    """Return who computes the flow of a model on a machine with so many CUDA devices.
+
+    "auto" is OpenCV on the GPU where there is one and the spec allows it, else OpenCV on the CPU,
+    else the ONNX graph. Raises: SpecMismatch (the spec does not allow what is wanted), ModelError
+    (this machine does not have it).
+    """
+    allowed = spec.flow_backends
+    if wanted == "auto":
+        return _best(spec, cuda_devices)
+    if wanted not in allowed:
+        raise SpecMismatch(
+            f"{spec.name} may have its flow from {' or '.join(allowed)}, not from {wanted}: choose "
+            "one of these; `mfdan-train agree` measures whether another gives the same answers"
+        )
+    if wanted == "opencv-cuda" and cuda_devices < 1:
+        raise ModelError(_no_cuda(spec, cuda_devices))
+    return wanted
+
+
+def _best(spec: ModelSpec, cuda_devices: int) -> FlowBackend:
+    allowed = spec.flow_backends
+    if "opencv-cuda" in allowed and cuda_devices > 0:
+        return "opencv-cuda"
+    for backend in ("opencv-cpu", "onnx"):
+        if backend in allowed:
+            return backend
+    raise ModelError(_no_cuda(spec, cuda_devices))
+
+
+def _no_cuda(spec: ModelSpec, cuda_devices: int) -> str:
+    why = (
+        "the driver is missing or too old"
+        if cuda_devices < 0
+        else "this OpenCV was built without CUDA, or sees no GPU"
+    )
+    return (
+        f"{spec.name} needs an NVIDIA GPU and OpenCV's CUDA build for its {spec.flow.algorithm} "
+        f"flow, and {why}: see docs/gpu.md"
+    )
+
+
+def open_solver(
+    spec: ModelSpec,
+    wanted: Wanted = "auto",
+    *,
+    placement: Placement | None = None,
+    on_fallback: Callable[[FlowFault], None] = _unheard,
+) -> Solver:
+    """Open a backend for a model's flow.
+
+    Where the device fails with a pair, OpenCV computes it on the CPU, if the spec allows that and
+    `placement.strict` is false, and `on_fallback` is told why, from the thread that had the pair.
+    Raises: SpecMismatch, ModelError as `choose_backend` (also where the device fails at once and
+    there is nobody to take its place); SpecInvalid for parameters that the backend refuses.
+    """
+    placement = placement or Placement()
+    backend = choose_backend(spec, wanted, cuda_devices=cuda_devices())
+    if backend == "opencv-cpu":
+        return Solver(CpuFlow(spec.flow))
+    spared = "opencv-cpu" in spec.flow_backends and not placement.strict
+    spare = CpuFlow(spec.flow) if spared else None
+    try:
+        first = _device_flow(spec, backend, placement)
+        solver = Solver(first, spare, on_fallback)
+        blank = np.zeros((spec.input_size, spec.input_size), np.uint8)
+        solver.solve(blank, blank)
+    except FlowFailed as error:
+        raise ModelError(str(error)) from error
+    except (ValueError, TypeError, cv2.error) as error:
+        raise SpecInvalid(
+            f"{spec.name} asks for {spec.flow.algorithm} flow that {backend} does not run: {error}"
+        ) from None
+    return solver
+
+
+def _device_flow(spec: ModelSpec, backend: FlowBackend, placement: Placement) -> FlowSolver:
+    if backend == "opencv-cuda":
+        return CudaFlow(spec.flow, spec.input_size)
+    from model.flow_onnx import OnnxFlow  # noqa: PLC0415 - its graph needs an extra, and time
+
+    return OnnxFlow.open(spec.flow, spec.input_size, placement)
