@@ -1,4 +1,4 @@
-"""Ask whether anything pinned in constraints.txt has a known vulnerability.
+"""Ask whether anything pinned has a known vulnerability: in constraints.txt, and for the images.
 
 Exit status 0: nothing has. 1: something has, or was not found, or an exception has run out.
 2: nobody could be asked, which AUDIT_OFFLINE=1 turns into 0, in as many words.
@@ -15,13 +15,19 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ACCEPTED = ROOT / ".ci" / "accepted.toml"
+PINNED = (
+    ROOT / "constraints.txt",
+    *sorted((ROOT / "docker" / "image").glob("requirements-*.txt")),
+)
+"""NVIDIA's libraries, and what OpenCV is built with, are pinned for the images alone."""
 CANARY = ("django", "1.11")
 """Its vulnerabilities are known since 2017."""
 CLEAN, FAULTY, UNKNOWN = 0, 1, 2
@@ -38,8 +44,7 @@ class Verdict:
 def main() -> int:
     """Audit, print, and return the exit status."""
     accepted = tomllib.loads(ACCEPTED.read_text()).get("accepted", [])
-    pins = (ROOT / "constraints.txt").read_text()
-    report = ask(pins)
+    report = ask_all([*rounds(path.read_text() for path in PINNED), ["==".join(CANARY)]])
     today = dt.datetime.now(tz=dt.UTC).date()
     found = Verdict(UNKNOWN, ("pip-audit gave no answer",))
     if report is not None:
@@ -56,11 +61,34 @@ def main() -> int:
     return UNKNOWN
 
 
-def ask(pins: str) -> list[Mapping[str, Any]] | None:
-    """Return what pip-audit says of each pin and of the canary; None: it could not ask."""
+def rounds(files: Iterable[str]) -> list[list[str]]:
+    """Return every pin of some files once, in lists that hold no package twice."""
+    versions: dict[str, dict[str, None]] = {}
+    for text in files:
+        for line in text.splitlines():
+            pin = line.partition(" ")[0]
+            if "==" in pin and not pin.startswith("#"):
+                versions.setdefault(pin.partition("==")[0], {})[pin] = None
+    turns = zip_longest(*versions.values())
+    return [[pin for pin in turn if pin is not None] for turn in turns]
+
+
+def ask_all(lists: Iterable[Iterable[str]]) -> list[Mapping[str, Any]] | None:
+    """Return what pip-audit says of all; None: of one it could not ask."""
+    reports = []
+    for pins in lists:
+        report = ask(pins)
+        if report is None:
+            return None
+        reports += report
+    return reports
+
+
+def ask(pins: Iterable[str]) -> list[Mapping[str, Any]] | None:
+    """Return what pip-audit says of each pin; None: it could not ask."""
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "asked.txt"
-        asked.write_text(f"{pins}\n{'=='.join(CANARY)}\n")
+        asked.write_text("\n".join(pins))
         command = [sys.executable, "-m", "pip_audit", f"--requirement={asked}", "--no-deps"]
         command += ["--disable-pip", "--format=json", "--progress-spinner=off", "--desc=off"]
         run = subprocess.run(command, capture_output=True, text=True, check=False)

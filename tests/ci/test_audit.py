@@ -83,6 +83,21 @@ def test_an_exception_that_is_no_longer_needed_must_go() -> None:
     assert "take it out" in words
 
 
+def test_a_version_that_only_an_image_has_is_asked_about_too_and_none_twice() -> None:
+    files = (
+        "shared==1 # why\nold==2\n\n# words==0\n",
+        "shared==1 \\\n    --hash=sha256:ab==\nold==3 \\\n    --hash=sha256:cd\n",
+        "shared==1\nnew==4\n",
+    )
+    assert SCRIPT["rounds"](files) == [["shared==1", "old==2", "new==4"], ["old==3"]]
+
+
+def test_what_is_installed_in_the_images_is_among_the_pins() -> None:
+    first, *_ = SCRIPT["rounds"](path.read_text() for path in SCRIPT["PINNED"])
+    names = {pin.partition("==")[0] for pin in first}
+    assert {"fastapi", "nvidia-cudnn-cu13", "setuptools"} < names
+
+
 @pytest.mark.parametrize(("offline", "status"), [("", 2), ("1", 0)])
 def test_where_nobody_can_be_asked_it_says_so_and_passes_only_when_told_to(
     tmp_path: Path, offline: str, status: int
