@@ -96,9 +96,12 @@ class Mounts:
 class Builder:
     """Builds the stages of a Dockerfile on top of a base tree, each one once."""
 
-    def __init__(self, base: Path, mounts: Mounts, cache: Path) -> None:
+    def __init__(
+        self, base: Path, mounts: Mounts, cache: Path, contexts: Mapping[str, Path]
+    ) -> None:
         self._mounts = mounts
         self._cache = cache
+        self._contexts = contexts
         self._base = Image((Layer("the base: Debian and its Python, as a stand-in", base),))
         self._stages = read_stages(DockerfileParser(str(DOCKERFILE)).structure)
         self._built: dict[str, Image] = {}
@@ -147,8 +150,8 @@ class Builder:
 
     @contextmanager
     def _tree_of(self, stage: str | None) -> Iterator[Path]:
-        if stage is None:
-            yield self._context
+        if stage is None or stage in self._contexts:
+            yield self._contexts[stage] if stage else self._context
             return
         layers = self.build(stage).layers
         with self._mounts.merged([layer.folder for layer in reversed(layers)]) as tree:
@@ -318,12 +321,19 @@ def try_gpu(image: Image, mounts: Mounts) -> None:
         _, out, err = container.run(["/bin/sh", "-c", f"ldd {PROVIDER}"])
         missing = {line.split()[0] for line in out.splitlines() if "not found" in line}
         demand("=>" in out and missing <= DRIVERS, f"libraries are missing: {missing} {err}")
+        status, out, err = container.run(["/opt/mfdan/bin/python", "-c", OPENCV])
+        demand((status, out) == (0, "YES\n"), f"its OpenCV has no CUDA: {status} {out} {err}")
         entry, arguments = image.command("ENTRYPOINT"), image.command("CMD")
         status, _, said = container.run([*entry, *arguments])
         demand(status == 1 and "a GPU was asked for" in said, f"without a GPU: {status} {said}")
 
 
 PROVIDER = "/opt/mfdan/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so"
+OPENCV = """
+import re, cv2
+cv2.cuda.OpticalFlowDual_TVL1_create
+print(*re.findall(r"NVIDIA CUDA: +(\\w+)", cv2.getBuildInformation()))
+"""
 DRIVERS = {"libcuda.so.1"}
 """What comes with the driver and not with the image."""
 
@@ -408,9 +418,11 @@ def main() -> None:
     asked.add_argument("work", type=Path, help="scratch folder, not on an overlay")
     asked.add_argument("cache", type=Path, help="what pip may keep for the next time")
     asked.add_argument("--target", default="cpu", choices=["cpu", "gpu"])
+    asked.add_argument("--opencv-cuda", type=Path, help="a folder in place of the stage so called")
     told = asked.parse_args()
     mounts = Mounts(told.work)
-    image = Builder(told.base, mounts, told.cache).build(told.target)
+    contexts = {"opencv-cuda": told.opencv_cuda} if told.opencv_cuda else {}
+    image = Builder(told.base, mounts, told.cache, contexts).build(told.target)
     {"cpu": try_out, "gpu": try_gpu}[told.target](image, mounts)
     total = weigh(image)
     limit = LIMIT_MB if told.target == "cpu" else float("inf")

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# image.sh [CACHE] [cpu|gpu]: tries docker/Dockerfile where there is no Docker. Its own steps run in
+# image.sh [CACHE] [cpu|gpu] [OPENCV]: tries docker/Dockerfile where there is no Docker. Its own steps run in
 # a clean Debian tree with Debian's Python 3.11, which stands in for python:3.11-slim-bookworm; what
 # comes out serves a request as the image's user, with a read-only root, and is weighed. CACHE keeps
 # the tree and pip's downloads for the next time. Needs root on Debian or Ubuntu, and their archive;
 # where it has not got them it says so, and the same scripts install into a clean virtual
 # environment instead. Of the target gpu it is tried that it is refused in one sentence where there is
-# no GPU, and that all libraries are found but the driver's.
+# no GPU, and that all libraries are found but the driver's; it wants OPENCV, a folder with a wheel of
+# docker/build-opencv-cuda.sh, and is left out without one, for that takes half an hour.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
@@ -21,6 +22,7 @@ cleanup() {
 trap cleanup EXIT
 cache=${1:-$work/cache}
 target=${2:-cpu}
+opencv=${3:-}
 tree="$cache/bookworm-python3.11.tar"
 mkdir -p "$cache/pip"
 
@@ -75,6 +77,10 @@ serve_from_environment() {
   echo "the image's scripts install what serves; no layer was weighed, no read-only root tried"
 }
 
+if [[ $target == gpu && ! $opencv ]]; then
+  echo 'the GPU image is not tried: name a folder with a wheel of docker/build-opencv-cuda.sh'
+  exit
+fi
 why=$(hindrance)
 if [[ -n $why ]]; then
   echo "the Dockerfile is not followed, because $why; its scripts run without it"
@@ -83,5 +89,5 @@ else
   mkdir "$work/tree"
   tar -C "$work/tree" -xf "$tree"
   unshare --mount --propagation private .venv/bin/python .ci/image.py --target "$target" \
-    "$work/tree" "$work/stages" "$cache/pip"
+    ${opencv:+--opencv-cuda "$opencv"} "$work/tree" "$work/stages" "$cache/pip"
 fi

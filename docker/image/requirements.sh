@@ -24,12 +24,12 @@ for target in cpu gpu; do
 done
 echo 'setuptools>=80' | compile requirements-build.txt constraints.txt -
 
-# One version of CUDA, the oldest that its drivers run, for compiler and libraries alike: a newer
-# one, as requirements-gpu.txt may have it, is no part of this toolkit.
-compile requirements-opencv-cuda.txt <(grep -v '^nvidia-' constraints.txt) - <<'REQUIREMENTS'
+# The tools and the sources that docker/build-opencv-cuda.sh builds with and from, and its CUDA: one
+# release for compiler and libraries alike, the first that its drivers run, and not the newer
+# libraries of requirements-gpu.txt, which a wheel built so runs with.
+compile requirements-opencv-tools.txt constraints.txt - <<'REQUIREMENTS'
 auditwheel>=6.8
 cmake>=4.3
-cuda-toolkit[cccl,crt,cublas,cudart,cufft,npp,nvcc,nvvm]==13.0.*
 ninja>=1.13
 numpy
 packaging
@@ -38,5 +38,7 @@ scikit-build>=0.19
 setuptools>=80
 wheel>=0.46
 REQUIREMENTS
+echo 'cuda-toolkit[cccl,crt,cublas,cudart,cufft,npp,nvcc,nvjitlink,nvvm]==13.0.*' |
+  compile requirements-opencv-cuda.txt /dev/null -
 echo opencv-contrib-python-headless | compile requirements-opencv-source.txt constraints.txt \
   --no-deps --no-binary opencv-contrib-python-headless -

@@ -146,6 +146,7 @@ def copied_sources() -> Iterator[str]:
     [
         (["install-packages.sh", "tpu", "/nowhere"], "there is no target tpu: it is cpu or gpu"),
         (["install-packages.sh"], "say for which target"),
+        (["install-packages.sh", "gpu", "/nowhere", "/nowhere"], "must hold one wheel of opencv"),
         (["install-mfdan.sh", "/nowhere"], "say where to"),
         (["build-wheel.sh"], "say where the source is"),
         (["trim.sh"], "say which environment"),
