@@ -7,6 +7,7 @@ compute those with ten bits.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import spox.opset.ai.onnx.v20 as op
@@ -50,7 +51,7 @@ def front(onset: Var, total: Var, face: Var, spec: ModelSpec) -> Front:
     size = spec.input_size
     residual, head = _remove_rigid_motion(total, face, size)
     image = _magnify(onset, residual, spec.magnification, size)
-    scaled = op.sub(op.div(image, _const(127.5)), _const(1))
+    scaled = op.sub(op.div(image, _number(127.5)), _number(1))
     flow_tensor = _flow_tensor(residual, spec.normalisation, size)
     return Front(scaled, flow_tensor, residual, head)
 
@@ -81,12 +82,12 @@ def _fit_similarity(points: NDArray[np.float32], moves: Var, mask: Var) -> tuple
     middle = _median_places(mask, most)
     weights = mask
     for step in range(RIGID_STEPS):
-        whole = op.max([_sum(weights, 2), _const(_TINY)])
+        whole = op.max([_sum(weights, 2), _number(_TINY)])
         mean_z = op.div(_sum(op.mul(weights, at), 2), whole)
         mean_w = op.div(_sum(op.mul(weights, moves), 2), whole)
         z, w = op.sub(at, mean_z), op.sub(moves, mean_w)
         weighted = op.mul(weights, z)
-        spread = op.max([_sum(op.mul(weighted, z), 1, 2), _const(_TINY)])
+        spread = op.max([_sum(op.mul(weighted, z), 1, 2), _number(_TINY)])
         zoom = op.div(_sum(op.mul(weighted, w), 1, 2), spread)
         turn = op.div(_sum(op.mul(_turned(weighted), w), 1, 2), spread)
         if step < RIGID_STEPS - 1:
@@ -97,9 +98,9 @@ def _fit_similarity(points: NDArray[np.float32], moves: Var, mask: Var) -> tuple
 
 
 def _geman_mcclure(length: Var, median: Var) -> Var:
-    scale = op.max([op.mul(median, _const(1.4826)), _const(RIGID_FLOOR_PX)])
+    scale = op.max([op.mul(median, _number(1.4826)), _number(RIGID_FLOOR_PX)])
     ratio = op.div(length, scale)
-    root = op.add(op.mul(ratio, ratio), _const(1))
+    root = op.add(op.mul(ratio, ratio), _number(1))
     return op.reciprocal(op.mul(root, root))
 
 
@@ -116,26 +117,28 @@ def _turned(z: Var) -> Var:
 
 def _median_places(mask: Var, most: int) -> Var:
     """Return (N, 1, 2) int64: where the two middle ones of each row's masked values stand."""
-    last = op.sub(_sum(mask, 2), _const(1))
-    below = op.floor(op.mul(last, _const(0.5)))
-    above = op.floor(op.mul(op.add(last, _const(1)), _const(0.5)))
+    last = op.sub(_sum(mask, 2), _number(1))
+    below = op.floor(op.mul(last, _number(0.5)))
+    above = op.floor(op.mul(op.add(last, _number(1)), _number(0.5)))
     places = op.cast(op.concat([below, above], axis=2), to=np.int64)
-    return op.clip(places, _int(0), _int(most - 1))  # of nothing there is none below the first
+    return op.clip(
+        places, op.const(np.int64(0)), op.const(np.int64(most - 1))
+    )  # of nothing there is none below the first
 
 
 def _masked_median(values: Var, mask: Var, middle: Var, most: int) -> Var:
     """Return the (N, 1, 1) median of values (N, 1, P) where the mask is 1."""
-    kept = op.where(op.cast(mask, to=np.bool_), values, _const(_FAR_PX))
+    kept = op.where(op.cast(mask, to=np.bool_), values, _number(_FAR_PX))
     lower, _ = op.top_k(kept, _ints(most), axis=2, largest=0)
     return op.reduce_mean(op.gather_elements(lower, middle, axis=2), _ints(2))
 
 
 def _magnify(onset: Var, flow: Var, alpha: float, size: int) -> Var:
     """Repeat `model.magnify.magnify`; return (N, 3, S, S) whole numbers, 0 to 255."""
-    moved = _carry(op.mul(flow, _const(1 + alpha)), size)
+    moved = _carry(op.mul(flow, _number(1 + alpha)), size)
     frame = op.cast(op.transpose(onset, perm=(0, 3, 1, 2)), to=np.float32)
     sampled = _sampled(frame, op.sub(_const(_pixels(size)), moved), size, "cubic")
-    return op.clip(op.round(sampled), _const(0), _const(255))
+    return op.clip(op.round(sampled), _number(0), _number(255))
 
 
 def _carry(flow: Var, size: int) -> Var:
@@ -143,14 +146,14 @@ def _carry(flow: Var, size: int) -> Var:
     moved = flow
     for _ in range(INVERSION_STEPS):
         source = op.sub(_const(_pixels(size)), moved)
-        snapped = op.div(op.round(op.mul(source, _const(_LINEAR_GRID))), _const(_LINEAR_GRID))
+        snapped = op.div(op.round(op.mul(source, _number(_LINEAR_GRID))), _number(_LINEAR_GRID))
         moved = _sampled(flow, snapped, size, "linear")
     return moved
 
 
 def _sampled(frame: Var, source: Var, side: int, mode: str) -> Var:
     """Sample (N, C, side, side) at source (N, 2, H, W), pixels; outside the border repeats."""
-    scaled = op.sub(op.mul(source, _const(2 / (side - 1))), _const(1))
+    scaled = op.sub(op.mul(source, _number(2 / (side - 1))), _number(1))
     grid = op.transpose(scaled, perm=(0, 2, 3, 1))
     return op.grid_sample(frame, grid, align_corners=1, mode=mode, padding_mode="border")
 
@@ -162,7 +165,7 @@ def _flow_tensor(flow: Var, normalisation: Normalisation, size: int) -> Var:
     flow_scale = _scale(_length(flow), percentile, normalisation.flow_floor, size)
     strain_scale = _scale(strain, percentile, normalisation.strain_floor, size)
     parts = [op.div(flow, flow_scale), op.div(strain, strain_scale)]
-    return op.clip(op.concat(parts, axis=1), _const(-1), _const(1))
+    return op.clip(op.concat(parts, axis=1), _number(-1), _number(1))
 
 
 def _optical_strain(flow: Var, size: int) -> Var:
@@ -170,7 +173,7 @@ def _optical_strain(flow: Var, size: int) -> Var:
     u_x, v_x = op.split(_gradient(flow, 3, size), num_outputs=2, axis=1)
     u_y, v_y = op.split(_gradient(flow, 2, size), num_outputs=2, axis=1)
     shear = op.add(u_y, v_x)
-    squares = [op.mul(u_x, u_x), op.mul(v_y, v_y), op.mul(op.mul(shear, shear), _const(0.5))]
+    squares = [op.mul(u_x, u_x), op.mul(v_y, v_y), op.mul(op.mul(shear, shear), _number(0.5))]
     return op.sqrt(op.sum(squares))
 
 
@@ -195,8 +198,8 @@ def _scale(values: Var, percentile: float, floor: float, size: int) -> Var:
     ranks = (last - low, last - low - 1) if from_above else (low, low + 1)
     sorted_, _ = op.top_k(flat, _ints(max(ranks) + 1), axis=1, largest=int(from_above))
     below, above = (op.gather(sorted_, _ints(rank), axis=1) for rank in ranks)
-    between = op.add(below, op.mul(op.sub(above, below), _const(place - low)))
-    return op.reshape(op.max([between, _const(floor)]), _ints(0, 1, 1, 1))
+    between = op.add(below, op.mul(op.sub(above, below), _number(place - low)))
+    return op.reshape(op.max([between, _number(floor)]), _ints(0, 1, 1, 1))
 
 
 def _length(field: Var) -> Var:
@@ -229,13 +232,15 @@ def _quarter_turn(places: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([-places[:, 1], places[:, 0]], axis=1)
 
 
-def _const(value: float | NDArray[np.float32]) -> Var:
-    return op.const(np.asarray(value, np.float32))
+def _const(values: NDArray[np.float32]) -> Var:
+    return op.const(np.asarray(values, np.float32))
 
 
-def _int(value: int) -> Var:
-    return op.const(np.int64(value))
+@cache
+def _number(value: float) -> Var:
+    return op.const(np.float32(value))
 
 
+@cache
 def _ints(*values: int) -> Var:
     return op.const(np.array(values, np.int64))

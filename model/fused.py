@@ -105,4 +105,4 @@ def _graph(path: Path, spec: ModelSpec) -> bytes:
         raise ModelError(
             f"the backend onnx needs {error.name}: pip install 'mfdan[onnx-flow]'"
         ) from None
-    return fused_graph(path, spec).SerializeToString()
+    return bytes(fused_graph(path, spec).SerializeToString())
