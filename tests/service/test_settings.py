@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 import model
 from model.clip import ClipLimits
+from model.runtime import Placement
 from service.settings import Settings, cores
 
 
@@ -90,3 +91,26 @@ def test_every_setting_says_what_it_does() -> None:
 def test_no_picture_that_may_be_taken_meets_a_limit_of_pillow() -> None:
     with pytest.raises(ValidationError):
         Settings(max_image_pixels=Image.MAX_IMAGE_PIXELS + 1)
+
+
+def test_the_settings_of_the_gpu_reach_onnx_runtime() -> None:
+    chosen = Settings(
+        device="tensorrt",
+        onnx_threads=3,
+        strict_gpu=True,
+        gpu_arena_mb=512,
+        tf32=True,
+        cuda_graphs=True,
+    )
+    assert chosen.placement == Placement(
+        device="tensorrt",
+        threads=3,
+        strict=True,
+        memory_limit_mb=512,
+        tf32=True,
+        cuda_graphs=True,
+    )
+    tensorrt, cuda, cpu = chosen.placement.providers()
+    assert tensorrt[1]["trt_max_workspace_size"] == cuda[1]["gpu_mem_limit"] == str(512 * 2**20)
+    assert cuda[1]["use_tf32"] == "1"
+    assert cpu == ("CPUExecutionProvider", {})
