@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-SERVING = {"client", "cpu", "offline", "traces"}
+SERVING = {"client", "cpu", "offline", "onnx-flow", "traces"}
 """Extras that end up on somebody's server; the others are for developers. `gpu` cannot be installed
 beside `cpu`: its two packages are looked at by hand."""
 PERMISSIVE = {
