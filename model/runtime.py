@@ -244,7 +244,9 @@ class _Buffers:
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self._fill(arrays)
         self._run(self._graph)
-        return [np.array(one.numpy()) for one in self._outputs]
+        copies = [one.numpy() for one in self._outputs]
+        # On the CPU they are the buffers themselves.
+        return [one if one.flags.owndata else one.copy() for one in copies]
 
     def release(self) -> None:
         """Let go of what was captured, before the memory that it replays is."""
