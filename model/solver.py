@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from model.errors import FlowFailed, FlowFault, ModelError, SpecInvalid, SpecMismatch
 from model.flow import compute_flow
 from model.flow_cuda import CudaFlow
+from model.flow_onnx import OnnxFlow
 from model.runtime import Placement
 from model.spec import FlowBackend, FlowMethod, ModelSpec
 
@@ -117,7 +118,13 @@ class Solver:
 
 _WORDS: dict[FlowFault, tuple[str, ...]] = {
     "memory": ("out of memory", "failed to allocate memory", "alloc_failed"),
-    "driver": ("driver", "no kernel image", "unsupported toolchain", "forward compatibility"),
+    "driver": (
+        "driver",
+        "no kernel image",
+        "unsupported toolchain",
+        "forward compatibility",
+        "without cuda",
+    ),
     "device": ("cuda", "cudnn", "cublas", "gpu"),
 }
 """What the libraries say in each case, looked for in this order."""
@@ -238,6 +245,4 @@ def open_solver(
 def _device_flow(spec: ModelSpec, backend: FlowBackend, placement: Placement) -> FlowSolver:
     if backend == "opencv-cuda":
         return CudaFlow(spec.flow, spec.input_size)
-    from model.flow_onnx import OnnxFlow  # noqa: PLC0415 - its graph needs an extra, and time
-
     return OnnxFlow.open(spec.flow, spec.input_size, placement)

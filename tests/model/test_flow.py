@@ -1,8 +1,8 @@
 """Fields solved by hand, on arrays that are never square, and warps with known truth."""
 
-import cv2
 import numpy as np
 import pytest
+from drawn_warp import bump, grid, texture, warp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +10,7 @@ from model.errors import ShapeError
 from model.flow import compute_flow, magnitude, optical_strain, remove_rigid_motion, to_grey
 from model.spec import DEFAULT_FLOW, FlowMethod
 
-HEIGHT, WIDTH = 96, 128
+SHAPE = HEIGHT, WIDTH = 96, 128
 METHODS = {
     "tvl1": FlowMethod(algorithm="tvl1", parameters={"scalesNumber": 3, "warpingsNumber": 2}),
     "farneback": FlowMethod(algorithm="farneback"),
@@ -18,36 +18,10 @@ METHODS = {
 }
 
 
-def grid(height: int = HEIGHT, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    return x, y
-
-
-def texture(seed: int = 0) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(0, 1, (HEIGHT, WIDTH))
-    smooth = cv2.GaussianBlur(noise, (0, 0), 2.5)
-    return np.clip(128 + 40 * smooth / smooth.std(), 0, 255).astype(np.uint8)
-
-
-def bump(peak: float, at: tuple[float, float], spread: float = 14) -> np.ndarray:
-    x, y = grid()
-    return peak * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (2 * spread**2))
-
-
-def warp(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Return the apex for which apex(x + flow(x)) = image(x)."""
-    x, y = grid()
-    back = flow
-    for _ in range(20):
-        at = (x - back[0], y - back[1])
-        back = np.stack([cv2.remap(c, *at, 1, borderMode=cv2.BORDER_REPLICATE) for c in flow])
-    return cv2.remap(image, x - back[0], y - back[1], 2, borderMode=cv2.BORDER_REPLICATE)
-
-
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shift", [(1, 0), (0, -1), (2, 1)])
 def test_a_shifted_picture_flows_by_its_shift(name: str, shift: tuple[int, int]) -> None:
-    onset = texture()
+    onset = texture(SHAPE)
     apex = np.roll(onset, shift, axis=(1, 0))
     flow = compute_flow(onset, apex, METHODS[name])
     assert flow.shape == (2, HEIGHT, WIDTH)
@@ -58,8 +32,8 @@ def test_a_shifted_picture_flows_by_its_shift(name: str, shift: tuple[int, int])
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_small_known_warp_is_found_to_a_quarter_of_its_peak(name: str) -> None:
-    truth = np.stack([bump(0.8, (45, 40)), bump(-1.2, (80, 55))]).astype(np.float32)
-    onset = texture(1)
+    truth = np.stack([bump(SHAPE, 0.8, (45, 40)), bump(SHAPE, -1.2, (80, 55))]).astype(np.float32)
+    onset = texture(SHAPE, 1)
     flow = compute_flow(onset, warp(onset, truth), METHODS[name])
     error, length = magnitude(flow - truth), magnitude(truth)
     peak = length.max()
@@ -68,19 +42,24 @@ def test_a_small_known_warp_is_found_to_a_quarter_of_its_peak(name: str) -> None
 
 
 def test_the_same_frame_twice_does_not_flow() -> None:
-    assert np.abs(compute_flow(texture(), texture(), DEFAULT_FLOW)).max() < 1e-3
+    assert np.abs(compute_flow(texture(SHAPE), texture(SHAPE), DEFAULT_FLOW)).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_unknown_parameter_is_named(name: str) -> None:
     method = FlowMethod(algorithm=METHODS[name].algorithm, parameters={"sparkle": 3})
     with pytest.raises(ValueError, match="sparkle"):
-        compute_flow(texture(), texture(), method)
+        compute_flow(texture(SHAPE), texture(SHAPE), method)
 
 
 def test_frames_of_two_sizes_are_a_shape_error() -> None:
     with pytest.raises(ShapeError):
-        compute_flow(texture(), texture()[:-1], DEFAULT_FLOW)
+        compute_flow(texture(SHAPE), texture(SHAPE)[:-1], DEFAULT_FLOW)
+
+
+def test_a_flow_that_no_cpu_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="brox"):
+        compute_flow(texture(SHAPE), texture(SHAPE), FlowMethod(algorithm="brox"))
 
 
 def test_magnitude_of_three_and_four_is_five() -> None:
@@ -89,28 +68,28 @@ def test_magnitude_of_three_and_four_is_five() -> None:
 
 
 def test_horizontal_stretch_has_constant_strain() -> None:
-    x, _ = grid(24, 32)
+    x, _ = grid((24, 32))
     np.testing.assert_allclose(
         optical_strain(np.stack([0.1 * x, 0 * x])), np.full((24, 32), 0.1), atol=1e-6
     )
 
 
 def test_vertical_stretch_has_constant_strain() -> None:
-    x, y = grid(24, 32)
+    x, y = grid((24, 32))
     np.testing.assert_allclose(
         optical_strain(np.stack([0 * x, 0.2 * y])), np.full((24, 32), 0.2), atol=1e-6
     )
 
 
 def test_shear_counts_half_its_square() -> None:
-    x, y = grid(24, 32)
+    x, y = grid((24, 32))
     strain = optical_strain(np.stack([0.1 * y, 0.1 * x]))
     np.testing.assert_allclose(strain, np.full((24, 32), np.sqrt(0.5) * 0.2), atol=1e-6)
 
 
 @given(turn=st.floats(-0.05, 0.05), sx=st.floats(-3, 3), sy=st.floats(-3, 3))
 def test_shift_and_small_rotation_have_no_strain(turn: float, sx: float, sy: float) -> None:
-    x, y = grid(24, 32)
+    x, y = grid((24, 32))
     flow = np.stack([sx - turn * y, sy + turn * x]).astype(np.float32)
     assert optical_strain(flow).max() < 1e-5
 
@@ -122,7 +101,7 @@ def test_shift_and_small_rotation_have_no_strain(turn: float, sx: float, sy: flo
     zoom=st.floats(-0.02, 0.02),
 )
 def test_rigid_motion_is_removed_whole(sx: float, sy: float, turn: float, zoom: float) -> None:
-    x, y = grid()
+    x, y = grid(SHAPE)
     x, y = x - (WIDTH - 1) / 2, y - (HEIGHT - 1) / 2
     flow = np.stack([sx + zoom * x - turn * y, sy + turn * x + zoom * y]).astype(np.float32)
     residual, head = remove_rigid_motion(flow)
@@ -133,8 +112,17 @@ def test_rigid_motion_is_removed_whole(sx: float, sy: float, turn: float, zoom: 
     np.testing.assert_allclose(head.mean_px, magnitude(flow).mean(), rtol=1e-3, atol=1e-3)
 
 
+def test_what_was_removed_and_what_is_left_make_the_whole() -> None:
+    x, y = grid(SHAPE)
+    flow = np.stack([0.5 + 0.01 * x - 0.02 * y, bump(SHAPE, 1.0, (40, 50))]).astype(np.float32)
+    residual, head = remove_rigid_motion(flow)
+    np.testing.assert_allclose(residual + head.over(residual), flow, atol=1e-6)
+
+
 def test_an_expression_is_not_taken_for_the_head() -> None:
-    expression = np.stack([bump(0, (0, 0)), bump(2.0, (40, 60), spread=10)]).astype(np.float32)
+    expression = np.stack([bump(SHAPE, 0, (0, 0)), bump(SHAPE, 2.0, (40, 60), spread=10)]).astype(
+        np.float32
+    )
     head = np.broadcast_to(np.float32([[[1.5]], [[-0.5]]]), expression.shape)
     residual, found = remove_rigid_motion(expression + head)
     np.testing.assert_allclose((found.shift_x, found.shift_y), (1.5, -0.5), atol=0.05)

@@ -1,0 +1,231 @@
+"""Who computes the flow, and who takes over."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from cuda_stand_in import Device, cuda_error
+from drawn_face import draw_face
+from drawn_warp import bump, texture, warp
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from tiny_model import tiny_spec, write_tiny_model
+
+from model.errors import FlowFailed, ModelError, ShapeError, SpecInvalid, SpecMismatch
+from model.flow import compute_flow
+from model.pipeline import Preprocessor
+from model.runtime import Placement
+from model.session import Session
+from model.solver import CpuFlow, Solver, choose_backend, cuda_devices, fault_of, open_solver
+from model.spec import FlowBackend, FlowMethod, ModelSpec
+
+SIDE = 64
+SMALL = {
+    "scalesNumber": 1,
+    "warpingsNumber": 2,
+    "outerIterations": 2,
+    "innerIterations": 4,
+    "medianFiltering": 1,
+}
+TVL1 = tiny_spec(flow=FlowMethod(algorithm="tvl1", parameters=SMALL), input_size=SIDE)
+EVERYWHERE = replace(TVL1, flow_backends=("opencv-cpu", "opencv-cuda", "onnx"))
+ON_GPU = replace(TVL1, flow_backends=("opencv-cuda",))
+BROX = tiny_spec(flow=FlowMethod(algorithm="brox"), flow_backends=("opencv-cuda",), input_size=SIDE)
+
+without_gpu = pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU")
+
+
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    shape = (SIDE, SIDE)
+    truth = np.stack([bump(shape, 0.8, (30, 30), 10), bump(shape, -1.0, (40, 36), 10)])
+    onset = texture(shape)
+    return onset, warp(onset, truth.astype(np.float32))
+
+
+class Failing:
+    """A GPU that fails with every pair."""
+
+    backend: FlowBackend = "opencv-cuda"
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def solve(self, *_pair: object) -> np.ndarray:
+        raise self._error
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    stand_in = Device()
+    monkeypatch.setattr(cv2, "cuda", stand_in)
+    return stand_in
+
+
+@pytest.mark.parametrize(
+    ("backends", "wanted", "devices", "chosen"),
+    [
+        (("opencv-cpu",), "auto", 0, "opencv-cpu"),
+        (("opencv-cpu",), "auto", 1, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "auto", 0, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "auto", -1, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "auto", 1, "opencv-cuda"),
+        (("opencv-cpu", "onnx"), "auto", 1, "opencv-cpu"),
+        (("onnx",), "auto", 0, "onnx"),
+        (("onnx", "opencv-cuda"), "auto", 2, "opencv-cuda"),
+        (("onnx", "opencv-cuda"), "auto", 0, "onnx"),
+        (("opencv-cpu", "onnx"), "onnx", 0, "onnx"),
+        (("opencv-cpu", "opencv-cuda"), "opencv-cpu", 1, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "opencv-cuda", 1, "opencv-cuda"),
+    ],
+)
+def test_the_backend_is_what_the_spec_allows_and_the_machine_has(
+    backends: tuple[FlowBackend, ...],
+    wanted: FlowBackend,
+    devices: int,
+    chosen: FlowBackend,
+) -> None:
+    spec = replace(TVL1, flow_backends=backends)
+    assert choose_backend(spec, wanted, cuda_devices=devices) == chosen
+
+
+@pytest.mark.parametrize("wanted", ["opencv-cuda", "onnx"])
+def test_a_backend_that_the_spec_does_not_allow_is_refused(wanted: FlowBackend) -> None:
+    with pytest.raises(SpecMismatch, match=f"opencv-cpu, not from {wanted}: choose"):
+        choose_backend(TVL1, wanted, cuda_devices=1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted", "devices", "told"),
+    [
+        (EVERYWHERE, "opencv-cuda", 0, "built without CUDA, or sees no GPU"),
+        (EVERYWHERE, "opencv-cuda", -1, "driver is missing or too old"),
+        (ON_GPU, "auto", 0, "NVIDIA GPU and OpenCV's CUDA build for its tvl1 flow"),
+        (BROX, "auto", -1, "NVIDIA GPU and OpenCV's CUDA build for its brox flow"),
+    ],
+)
+def test_a_machine_without_what_is_needed_is_told_so(
+    spec: ModelSpec, wanted: FlowBackend, devices: int, told: str
+) -> None:
+    with pytest.raises(ModelError, match=told) as raised:
+        choose_backend(spec, wanted, cuda_devices=devices)
+    assert not isinstance(raised.value, SpecMismatch)
+
+
+@without_gpu
+def test_brox_is_refused_in_one_sentence_where_there_is_no_gpu(tmp_path: object) -> None:
+    session = Session.open(write_tiny_model(tmp_path, BROX))
+    with pytest.raises(ModelError, match=r"tiny needs an NVIDIA GPU .* brox flow") as raised:
+        Preprocessor(session.spec)
+    assert "\n" not in str(raised.value)
+
+
+def test_by_itself_a_preprocessor_computes_as_the_training_data_was_made() -> None:
+    spec = replace(TVL1, flow_backends=("onnx", "opencv-cpu"))
+    assert Preprocessor(spec).solver.backend == "onnx"
+    assert Preprocessor(EVERYWHERE).solver.backend == "opencv-cpu"
+
+
+@pytest.mark.parametrize("backend", ["opencv-cpu", "onnx"])
+def test_an_opened_backend_computes_the_flow_and_says_who_did(backend: FlowBackend) -> None:
+    solver = open_solver(EVERYWHERE, backend)
+    found = solver.compute(*pair())
+    assert (solver.backend, found.backend) == (backend, backend)
+    expected = compute_flow(*pair(), TVL1.flow)
+    np.testing.assert_allclose(found.flow, expected, atol=0 if backend == "opencv-cpu" else 1e-2)
+
+
+def test_auto_takes_the_gpu_where_there_is_one(device: Device) -> None:
+    solver = open_solver(EVERYWHERE)
+    found = solver.compute(*pair())
+    assert (solver.backend, found.backend) == ("opencv-cuda", "opencv-cuda")
+    assert device.faults == []
+
+
+def test_pairs_that_the_gpu_fails_with_are_computed_on_the_cpu_and_counted(device: Device) -> None:
+    heard: list[str] = []
+    solver = open_solver(EVERYWHERE, on_fallback=heard.append)
+    device.breaks_with = "out of memory"
+    found = solver.compute(*pair())
+    assert (found.backend, heard) == ("opencv-cpu", ["memory"])
+    np.testing.assert_array_equal(found.flow, compute_flow(*pair(), TVL1.flow))
+    device.breaks_with = None
+    assert (solver.compute(*pair()).backend, heard) == ("opencv-cuda", ["memory"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "placement"), [(EVERYWHERE, Placement(strict=True)), (ON_GPU, Placement())]
+)
+def test_strictly_or_without_leave_a_pair_that_the_gpu_fails_with_fails(
+    device: Device, spec: ModelSpec, placement: Placement
+) -> None:
+    heard: list[str] = []
+    solver = open_solver(spec, placement=placement, on_fallback=heard.append)
+    device.breaks_with = "unspecified launch failure"
+    with pytest.raises(FlowFailed, match="opencv-cuda could not") as raised:
+        solver.compute(*pair())
+    assert (raised.value.fault, heard) == ("device", [])
+
+
+def test_a_gpu_that_fails_at_once_is_refused_or_its_place_is_taken(device: Device) -> None:
+    heard: list[str] = []
+    device.breaks_with = "CUDA driver version is insufficient for CUDA runtime version"
+    solver = open_solver(EVERYWHERE, on_fallback=heard.append)
+    assert (solver.backend, heard) == ("opencv-cuda", ["driver"])
+    with pytest.raises(ModelError, match="do not fit together"):
+        open_solver(ON_GPU)
+
+
+def test_parameters_that_a_backend_does_not_have_are_a_bad_spec(device: Device) -> None:
+    flow = FlowMethod(algorithm="tvl1", parameters={"useInitialFlow": True})
+    with pytest.raises(SpecInvalid, match="useInitialFlow"):
+        open_solver(replace(ON_GPU, flow=flow))
+    assert device.streams == []
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (cuda_error("out of memory"), "memory"),
+        (cuda_error("CUDA driver version is insufficient for CUDA runtime version"), "driver"),
+        (cuda_error("no kernel image is available for execution on the device"), "driver"),
+        (cuda_error("an illegal memory access was encountered"), "device"),
+        (Fail("Failed to allocate memory for requested buffer of size 16"), "memory"),
+        (Fail("CUDA failure 999: unknown error ; GPU=0"), "device"),
+        (Fail("[ONNXRuntimeError] : Non-zero status code returned while running Add node"), None),
+        (cv2.error("(-215:Assertion failed) out of memory"), None),
+        (ShapeError("out of memory"), None),
+        (MemoryError("out of memory"), None),
+        (SystemError("out of memory"), None),
+    ],
+)
+def test_a_fault_of_the_device_is_told_from_others(error: Exception, fault: str | None) -> None:
+    assert fault_of(error) == fault
+
+
+@without_gpu
+def test_what_this_opencv_says_without_a_gpu_is_understood() -> None:
+    with pytest.raises(SystemError) as raised:  # from a constructor
+        cv2.cuda.Stream()
+    assert fault_of(raised.value) == "driver"
+    with pytest.raises(cv2.error) as raised:
+        cv2.cuda.registerPageLocked(np.zeros((4, 4096), np.uint8))
+    assert fault_of(raised.value) == "driver"
+
+
+def test_what_is_not_the_devices_fault_is_no_reason_to_fall_back() -> None:
+    heard: list[str] = []
+    solver = Solver(Failing(ShapeError("not square")), CpuFlow(TVL1.flow), heard.append)
+    with pytest.raises(ShapeError):
+        solver.compute(*pair())
+    assert heard == []
+
+
+def test_an_aligned_pair_says_who_really_computed_its_flow() -> None:
+    spec = tiny_spec()
+    spare = Solver(Failing(cuda_error("out of memory")), CpuFlow(spec.flow))
+    still, moved = draw_face(), draw_face(smile=1.5)
+    (fallen,) = Preprocessor(spec, solver=spare).align_pair(still, moved)
+    (usual,) = Preprocessor(spec).align_pair(still, moved)
+    assert (spare.backend, fallen.flow_backend) == ("opencv-cuda", "opencv-cpu")
+    np.testing.assert_array_equal(fallen.flow, usual.flow)
+    assert (fallen.motion, fallen.quality) == (usual.motion, usual.quality)
