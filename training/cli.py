@@ -2,6 +2,7 @@
 
 import typer
 
+from training.agreement_command import agree, halve
 from training.commands import export, fit
 from training.evaluate_command import calibrate, evaluate
 from training.faults import told_in_one_line
@@ -27,6 +28,6 @@ def main() -> None:
 for command in (
     *(synth, synth_clips, validate, prepare),
     *(loso, report),
-    *(fit, export, calibrate, evaluate),
+    *(fit, export, calibrate, evaluate, agree, halve),
 ):
     app.command()(told_in_one_line()(command))

@@ -34,6 +34,7 @@ __all__ = [
     "answer_manifest",
     "described",
     "evaluate",
+    "people_of",
     "protocol",
     "spec_reference",
     "spec_scores",
@@ -190,14 +191,19 @@ def protocol(answered: Answered, how: str = "95 % bootstrap interval over people
 
 def described(answered: Answered) -> str:
     """Say which clips of which people were answered."""
-    return f"{_origin(answered)}, {answered.scored.words}"
+    return people_of(answered.manifest, answered.scored)
 
 
-def _origin(answered: Answered) -> str:
+def people_of(manifest: Path, scored: Scored) -> str:
+    """Say which clips of a manifest, of which people, were chosen."""
+    return f"{_origin(manifest, scored)}, {scored.words}"
+
+
+def _origin(manifest: Path, scored: Scored) -> str:
     """Say what a manifest lists: `synth` leaves a note of what it made pairs with."""
-    note = manifest_path(answered.manifest).with_name(SYNTH_NOTE)
+    note = manifest_path(manifest).with_name(SYNTH_NOTE)
     if not note.is_file():
-        return f"clips of {', '.join(sorted({pair.dataset for pair in answered.scored.pairs}))}"
+        return f"clips of {', '.join(sorted({pair.dataset for pair in scored.pairs}))}"
     made = json.loads(note.read_text())
     moves = "measured blendshapes" if made["blendshapes_sha256"] else "mfdan's own table"
     return f"synthetic pairs (`mfdan-train synth`, seed {made['seed']}, moved by {moves})"
