@@ -68,7 +68,7 @@ class OnnxFlow:
         Convention: onset and apex are (S, S) uint8; returns (2, S, S) as `model.flow` has it.
         Raises: ShapeError, and what ONNX Runtime raises where the device fails.
         """
-        return self.solve_batch(onset[None], apex[None])[0]
+        return np.squeeze(self.solve_batch(onset[None], apex[None]), axis=0)
 
     def solve_batch(self, onsets: NDArray[np.uint8], apexes: NDArray[np.uint8]) -> FloatArray:
         """Estimate N flows at once; none depends on another.

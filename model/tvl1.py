@@ -5,7 +5,7 @@ a fixed number of iterations. Every operator is elementwise or a copy: no produc
 and no convolution, which a GPU may round to TF32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -14,12 +14,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import spox.opset.ai.onnx.v20 as op
 from numpy.typing import NDArray
-from spox import Var
+from spox import Tensor, Var, argument, build, inline
 
 __all__ = ["Tvl1Parameters", "scale_sides", "tvl1"]
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
+_OPSET = 20
 _SMALLEST_SIDE = 16
 _UNROLLED_STEPS = 256
 """Up to so many iterations stand in the graph one after another. Above it the inner ones are a
@@ -164,11 +165,34 @@ def _resized(x: Var, side: int, wanted: int, step: float) -> Var:
     return x
 
 
+_Piece: TypeAlias = Callable[..., Sequence[Var]]
+
+
+def _built_once(piece: _Piece, channels: Sequence[int]) -> _Piece:
+    """Build a piece of graph to be put in many times: spox would infer every operator anew.
+
+    Its arguments are (N, channels, H, W) of any size.
+    """
+    inputs = {
+        f"x{place}": argument(Tensor(np.float32, ("batch", count, "height", "width")))
+        for place, count in enumerate(channels)
+    }
+    outputs = {f"y{place}": result for place, result in enumerate(piece(*inputs.values()))}
+    model = build(inputs, outputs)
+    # Else spox takes every copy through ONNX's version converter.
+    model.opset_import[0].version = _OPSET
+
+    def put_in(*values: Var) -> list[Var]:
+        return list(inline(model)(**dict(zip(inputs, values, strict=True))).values())
+
+    return put_in
+
+
 @dataclass(frozen=True, slots=True)
 class _Linear:
     """The brightness constancy of one warp, linear in the flow, ready for the iterations.
 
-    t = slope · U + offset is how far along its gradient a pixel would have to go.
+    slope · U + offset is how far along its gradient a pixel would have to go.
     """
 
     slope: Var
@@ -179,21 +203,25 @@ class _Linear:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The flow times tau / theta, so that the dual step needs no factor, and its dual."""
+    """U, the flow times tau / theta so that the dual step needs no factor, and U's dual."""
 
     flow: Var
     dual_x: Var
     dual_y: Var
 
 
-@dataclass(frozen=True, slots=True)
 class _Solver:
-    parameters: Tvl1Parameters
-    unrolled: bool
+    """The iterations of one set of parameters, on any scale."""
 
-    @property
-    def _unit(self) -> float:
-        return self.parameters.tau / self.parameters.theta
+    def __init__(self, parameters: Tvl1Parameters, *, unrolled: bool) -> None:
+        self._parameters = parameters
+        self._unrolled = unrolled
+        self._unit = parameters.tau / parameters.theta
+        self._step: _Piece = self._iterate
+        self._filter: _Piece = self._filtered
+        if unrolled:
+            self._step = _built_once(self._iterate, channels=(2, 1, 2, 2, 2, 2))
+            self._filter = _built_once(self._filtered, channels=(2,))
 
     def refine(self, pair: Var, flow: Var | None, side: int) -> Var:
         """Return the flow of one scale, (N, 2, side, side), from that of the scale above."""
@@ -202,17 +230,12 @@ class _Solver:
         padded = _pad_to_power_of_two(fields, side)
         still = op.mul(pair, _number(0))
         state = _State(still if flow is None else op.mul(flow, _number(self._unit)), still, still)
-        for warp in range(self.parameters.warps):
+        for warp in range(self._parameters.warps):
             # Nothing has moved yet at the coarsest scale: the warp would copy.
             unmoved = flow is None and warp == 0
             warped = fields if unmoved else self._warped(padded, state.flow, side)
             linear = self._linearised(onset, warped, state.flow)
-            for _ in range(self.parameters.outer):
-                if self.parameters.median > 1:
-                    state = _State(
-                        _median(state.flow, self.parameters.median), state.dual_x, state.dual_y
-                    )
-                state = self._iterated(linear, state)
+            state = self._iterated(linear, state)
         return op.mul(state.flow, _number(1 / self._unit))
 
     def _warped(self, padded: Var, flow: Var, side: int) -> Var:
@@ -231,43 +254,61 @@ class _Solver:
     def _linearised(self, onset: Var, warped: Var, flow: Var) -> _Linear:
         apex, gradient = op.split(warped, op.const(np.array([1, 2])), axis=1)
         squared = op.max([_summed(op.mul(gradient, gradient)), _number(_NO_GRADIENT)])
-        slope = op.div(gradient, squared)
+        slope = op.div(gradient, op.mul(squared, _number(self._unit)))
         offset = op.div(op.sub(apex, onset), squared)
-        slope = op.mul(slope, _number(1 / self._unit))
         offset = op.sub(offset, _summed(op.mul(slope, flow)))
         return _Linear(slope, offset, op.mul(gradient, _number(-self._unit)))
 
     def _iterated(self, linear: _Linear, state: _State) -> _State:
-        """Run the inner iterations."""
-        if self.unrolled:
-            for _ in range(self.parameters.inner):
-                state = self._step(linear, state)
-            return state
+        """Run the outer iterations, each a filter and the inner ones."""
+        given = (linear.slope, linear.offset, linear.back)
 
-        def body(_: Var, going: Var, flow: Var, dual_x: Var, dual_y: Var) -> list[Var]:
-            after = self._step(linear, _State(flow, dual_x, dual_y))
-            return [going, after.flow, after.dual_x, after.dual_y]
+        def outer(now: Sequence[Var]) -> Sequence[Var]:
+            return self._repeated(
+                self._parameters.inner,
+                lambda now: self._step(*given, *now),
+                [*self._filter(now[0]), *now[1:]],
+            )
 
-        count = op.const(np.int64(self.parameters.inner))
         start = [state.flow, state.dual_x, state.dual_y]
-        flow, dual_x, dual_y = op.loop(count, op.const(np.bool_(1)), start, body=body)
-        return _State(flow, dual_x, dual_y)
+        return _State(*self._repeated(self._parameters.outer, outer, start))
 
-    def _step(self, linear: _Linear, state: _State) -> _State:
-        """Go one iteration: the thresholding step, then the dual one."""
+    def _repeated(
+        self, times: int, step: Callable[[Sequence[Var]], Sequence[Var]], now: Sequence[Var]
+    ) -> Sequence[Var]:
+        if self._unrolled:
+            for _ in range(times):
+                now = step(now)
+            return now
+        return op.loop(
+            op.const(np.int64(times)),
+            v_initial=now,
+            body=lambda _, going, *carried: [going, *step(carried)],
+        )
+
+    def _filtered(self, flow: Var) -> list[Var]:
+        side = self._parameters.median
+        return [flow if side == 1 else _median(flow, side)]
+
+    def _iterate(self, *given: Var) -> tuple[Var, Var, Var]:
+        """Go one iteration, the thresholding step and then the dual one.
+
+        Takes the fields of `_Linear` and of `_State`, returns those of `_State`.
+        """
+        linear, state = _Linear(*given[:3]), _State(*given[3:])
         flow = self._primal(linear, state)
         across = op.sub(_shift(flow, columns=1), flow)
         down = op.sub(_shift(flow, rows=1), flow)
         length = op.sqrt(op.add(op.mul(across, across), op.mul(down, down)))
         divisor = op.add(length, _number(1))
-        return _State(
+        return (
             flow,
             op.div(op.add(state.dual_x, across), divisor),
             op.div(op.add(state.dual_y, down), divisor),
         )
 
     def _primal(self, linear: _Linear, state: _State) -> Var:
-        limit = self.parameters.lambda_ * self.parameters.theta
+        limit = self._parameters.lambda_ * self._parameters.theta
         u_part, v_part = op.split(op.mul(linear.slope, state.flow), num_outputs=2, axis=1)
         along = op.clip(op.sum([u_part, v_part, linear.offset]), _number(-limit), _number(limit))
         before = op.add(
@@ -275,7 +316,7 @@ class _Solver:
             _shift(state.dual_y, rows=-1, mode="constant"),
         )
         divergence = op.sub(op.add(state.dual_x, state.dual_y), before)
-        pulled = op.mul(divergence, _number(self.parameters.tau))
+        pulled = op.mul(divergence, _number(self._parameters.tau))
         return op.sum([state.flow, op.mul(linear.back, along), pulled])
 
 
