@@ -250,17 +250,22 @@ take_cache() {
   flock --nonblock 9 || refuse "another one is at work in $cache"
 }
 
-read_arguments "$@"
-check_arguments
-describe
-if [[ $broken ]]; then
-  [[ $dry ]] || { check_machine python3 strip flock && take_cache; }
-  repair_existing
-else
-  echo "OpenCV $version, CUDA $cuda (nvcc $(pinned cuda nvidia-cuda-nvcc)), for $arch and PTX of $newest"
-  if [[ $dry || ! -f $build/wheel/whole ]]; then
-    [[ $dry ]] || { check_machine python3 c++ strip tar flock && check_headers && take_cache; }
-    build_wheel
+# Read as a whole before anything is done: half an hour is time enough for the file to change.
+main() {
+  read_arguments "$@"
+  check_arguments
+  describe
+  if [[ $broken ]]; then
+    [[ $dry ]] || { check_machine python3 strip flock && take_cache; }
+    repair_existing
+  else
+    echo "OpenCV $version, CUDA $cuda (nvcc $(pinned cuda nvidia-cuda-nvcc)), for $arch and PTX of $newest"
+    if [[ $dry || ! -f $build/wheel/whole ]]; then
+      [[ $dry ]] || { check_machine python3 c++ strip tar flock && check_headers && take_cache; }
+      build_wheel
+    fi
+    hand_over
   fi
-  hand_over
-fi
+}
+
+main "$@"
