@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.errors import MfdanError
+from model.runtime import Placement, Runtime
 from model.spec import ModelSpec
 from training.loop import CHECKPOINT, Run
 from training.onnx_file import HALF_FROM, clean, store_halves, write_model
@@ -118,16 +118,12 @@ def _differences(
     proto: onnx.ModelProto, exact: nn.Module, rounded: nn.Module, side: int
 ) -> tuple[float, float]:
     """Return the largest difference of a logit to `rounded`, of a probability to `exact`."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # as in serving; constants cast to their own type are no news
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    runtime = Runtime.open(proto.SerializeToString(), "what was exported", Placement())
     draw = torch.Generator().manual_seed(0)
     logits, probabilities = [], []
     for batch in _BATCHES:
         image, flow = (torch.rand(2, batch, 3, side, side, generator=draw) * 2 - 1).unbind()
-        served = torch.from_numpy(_run(session, image, flow))
+        served = torch.from_numpy(_run(runtime, image, flow))
         with torch.no_grad():
             logits.append((served - rounded(image, flow)).abs().max().item())
             gap = served.softmax(dim=1) - exact(image, flow).softmax(dim=1)
@@ -135,6 +131,6 @@ def _differences(
     return max(logits), max(probabilities)
 
 
-def _run(session: ort.InferenceSession, image: Tensor, flow: Tensor) -> NDArray[np.float32]:
-    (logits,) = session.run(["logits"], {"image": image.numpy(), "flow": flow.numpy()})
+def _run(runtime: Runtime, image: Tensor, flow: Tensor) -> NDArray[np.float32]:
+    (logits,) = runtime.run(["logits"], {"image": image.numpy(), "flow": flow.numpy()})
     return np.asarray(logits, np.float32)
