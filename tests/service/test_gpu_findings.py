@@ -112,12 +112,10 @@ def test_the_driver_tells_its_version_and_its_gpus(
     assert _driver(Nvml(gpus)) == told
 
 
-needs_cuda = pytest.mark.skipif(
-    not onnxruntime.cuda_version, reason="onnxruntime-gpu is not installed"
+@pytest.mark.skipif(
+    not onnxruntime.cuda_version or not _driver()[0],
+    reason="onnxruntime-gpu is not installed, or NVIDIA's driver knows of no GPU",
 )
-
-
-@needs_cuda
 def test_on_a_gpu_machine_nothing_lacks_for_cuda() -> None:
     found = findings(device="cuda", strict_gpu=True)
     assert [one for one in found.values() if not one[0]] == []
