@@ -3,13 +3,14 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def heading(question: str) -> str:
     """Return the lines that open a benchmark's output."""
-    libraries = ("numpy", "opencv-contrib-python-headless", "onnxruntime")
+    onnx = next(name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name))
+    libraries = ("numpy", "opencv-contrib-python-headless", onnx)
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     return (
         f"# {question}\n"
@@ -17,6 +18,14 @@ def heading(question: str) -> str:
         f"with:    {versions}\n"
         f"commit:  {_commit()}\n"
     )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _processor() -> str:
