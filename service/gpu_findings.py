@@ -1,8 +1,8 @@
 """What the way to a GPU has and lacks on this machine, for `mfdan doctor`."""
 
 import ctypes
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +40,7 @@ def gpu_findings(settings: Settings) -> Iterator[Finding]:
     yield _provider(settings)
     gpus, driver = _driver()
     yield gpus or not wanted, "NVIDIA's driver", driver
-    if ort.cuda_version:
+    if ort.cuda_version and sys.platform == "linux":  # elsewhere they have other names
         names = _libraries(ort.cuda_version, tensorrt=settings.device == "tensorrt")
         found = {name: _where(name) for name in names}
         told = "\n".join(f"{name}: {where or 'not found'}" for name, where in found.items())
@@ -111,11 +111,8 @@ def _where(name: str) -> str:
         ctypes.CDLL(name)
     except OSError:
         return ""
-    with suppress(OSError):  # a system without /proc
-        for line in _MAPS.read_text().splitlines():
-            if Path(line.rpartition(" ")[2]).name.startswith(name):
-                return line.rpartition(" ")[2]
-    return "loaded"
+    places = (line.split()[-1] for line in _MAPS.read_text().splitlines())
+    return next((place for place in places if Path(place).name.startswith(name)), "loaded")
 
 
 def _opencv() -> str:
