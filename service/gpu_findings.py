@@ -111,7 +111,7 @@ def _where(name: str) -> str:
         ctypes.CDLL(name)
     except OSError:
         return ""
-    places = (line.split()[-1] for line in _MAPS.read_text().splitlines())
+    places = (line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines())
     return next((place for place in places if Path(place).name.startswith(name)), "loaded")
 
 
