@@ -171,6 +171,9 @@ class FlowFailed(MfdanError):
         super().__init__(message)
         self.fault: FlowFault = fault
 
+    def __reduce__(self) -> tuple[type["FlowFailed"], tuple[str, FlowFault]]:
+        return type(self), (str(self), self.fault)  # from one process to another
+
 
 class ShapeError(ValueError):
     """An array has another shape than the function documents: a programming error."""

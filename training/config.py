@@ -11,7 +11,16 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from model.network import MfdanConfig
-from model.spec import DEFAULT_FLOW, Alignment, FlowMethod, ModelSpec, Normalisation, Provenance
+from model.spec import (
+    DEFAULT_FLOW,
+    Alignment,
+    FlowBackend,
+    FlowMethod,
+    ModelSpec,
+    Normalisation,
+    Provenance,
+    check_backends,
+)
 from training.data.labels import Labels
 from training.data.pairs import Holdout
 
@@ -66,6 +75,8 @@ class RunConfig:
 
     alignment: Alignment = field(default_factory=Alignment)
     flow: FlowMethod = DEFAULT_FLOW
+    flow_backend: FlowBackend = "opencv-cpu"
+    """Who computes the flow that is trained on; a machine that prepares pairs must have it."""
     normalisation: Normalisation = field(default_factory=Normalisation)
     magnification: float = Field(default=4.0, ge=0)
     """α outside training: the spec's. Ours: the paper gives no value."""
@@ -154,6 +165,7 @@ class RunConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds repeat: {', '.join(map(str, self.seeds))}")
         Labels(self.classes, self.label_map)
+        check_backends(self.flow, (self.flow_backend,))
 
     @property
     def labels(self) -> Labels:
@@ -191,6 +203,7 @@ class RunConfig:
             input_size=self.network.image_size,
             alignment=self.alignment,
             flow=self.flow,
+            flow_backends=(self.flow_backend,),
             normalisation=self.normalisation,
             magnification=self.magnification,
             provenance=Provenance(

@@ -1,5 +1,6 @@
 """Who computes the flow, and who takes over."""
 
+import pickle
 from dataclasses import replace
 
 import cv2
@@ -164,6 +165,8 @@ def test_strictly_or_without_leave_a_pair_that_the_gpu_fails_with_fails(
     with pytest.raises(FlowFailed, match="opencv-cuda could not") as raised:
         solver.compute(*pair())
     assert (raised.value.fault, heard) == ("device", [])
+    told = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - as a worker's process tells it
+    assert (str(told), told.fault) == (str(raised.value), "device")
 
 
 def test_a_gpu_that_fails_at_once_is_refused_or_its_place_is_taken(device: Device) -> None:

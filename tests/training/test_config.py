@@ -8,6 +8,7 @@ import pytest
 from drawn_pairs import TINY, as_toml
 
 import training
+from model.spec import FlowMethod
 from training.config import RunConfig, load_config
 from training.data.pairs import Holdout
 from training.loop import learning_rate
@@ -65,6 +66,12 @@ def test_the_spec_says_who_is_held_out(tiny_config: RunConfig) -> None:
     assert holdout_of(config.spec()) == config.holdout == Holdout(seed=5, val=0.25, test=0.5)
 
 
+def test_the_spec_names_who_computed_the_flow_that_was_trained_on(tiny_config: RunConfig) -> None:
+    assert tiny_config.spec().flow_backends == ("opencv-cpu",)
+    config = replace(tiny_config, flow=FlowMethod(algorithm="tvl1"), flow_backend="onnx")
+    assert config.spec().flow_backends == ("onnx",)
+
+
 def test_the_spec_names_the_data_sets_that_were_seen(tiny_config: RunConfig) -> None:
     assert tiny_config.spec("abc", ("a", "b")).provenance.datasets == ("a", "b")
     assert tiny_config.spec("abc").provenance.training_commit == "abc"
@@ -86,6 +93,8 @@ def test_the_spec_names_the_data_sets_that_were_seen(tiny_config: RunConfig) -> 
         ('steps = 3\n[label_map]\nfear = "negativ"', "label_map leads to negativ"),
         ("steps = 3\nrotation_degrees = 90.0", "rotation_degrees"),
         ('steps = 3\nloss = "hinge"', "loss"),
+        ('steps = 3\nflow_backend = "onnx"', "flow_backends: onnx has no dis"),
+        ('steps = 3\n[flow]\nalgorithm = "brox"', "opencv-cpu has no brox; opencv-cuda can"),
     ],
 )
 def test_a_bad_config_is_refused_with_its_field_named(

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,8 @@ from drawn_pairs import MOVES, TINY, as_toml, draw, draw_pair, write_rows
 from licensed_trees import Casme2
 from typer.testing import CliRunner, Result
 
+from model.solver import cuda_devices
+from model.spec import FlowMethod
 from training.data.pairs import read_pairs
 from training.data.prepare import open_prepared, prepared_folder
 from training.faults import told_in_one_line
@@ -183,3 +186,16 @@ def test_validate_names_bad_rows_and_fails(tmp_path: Path, config: Path) -> None
         "line 3, d/1/b: x.png is missing",
         "2 bad rows, 1 good ones",
     ]
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU")
+def test_a_flow_that_this_machine_cannot_compute_is_refused_before_anything_is_begun(
+    tmp_path: Path,
+) -> None:
+    write_rows(tmp_path, [draw_pair(tmp_path, 1, "positive")])
+    brox = replace(TINY, flow=FlowMethod(algorithm="brox"), flow_backend="opencv-cuda")
+    (tmp_path / "brox.toml").write_text(as_toml(brox))
+    result = run("prepare", tmp_path, "--config", tmp_path / "brox.toml")
+    assert result.exit_code == 1
+    assert "needs an NVIDIA GPU and OpenCV's CUDA build for its brox flow" in result.output
+    assert not list(tmp_path.glob("prepared-*"))

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from model.movement import Motion
 from model.pipeline import MEASURES_VERSION, AlignedPair, Preprocessor
 from model.quality import Quality
+from model.solver import open_solver
 from model.spec import ModelSpec
 from training.data.pairs import Pair, manifest_path, read_pairs
 from training.data.processes import in_processes
@@ -89,14 +90,17 @@ def prepare(
     When all is prepared, the files of shards that the manifest no longer lists are deleted from
     the folder, and no others. So do not call it after a change while a training reads the folder.
     Raises: FileNotFoundError, ValueError for a bad manifest; OSError naming what cannot be
-    written, which leaves every finished shard as it is, or what cannot be deleted.
+    written, which leaves every finished shard as it is, or what cannot be deleted; ModelError
+    where something is to be prepared and this machine does not have the spec's flow backend.
     """
     shards = _shards(manifest, spec)
+    todo = [shard for shard in shards if shard.read_index() is None]
+    if todo:
+        open_solver(spec, spec.flow_backends[0])  # before any process is started for nothing
     folder = prepared_folder(manifest, spec)
     if shards:
         folder.mkdir(exist_ok=True)
     total = sum(len(shard.rows) for shard in shards)
-    todo = [shard for shard in shards if shard.read_index() is None]
     done = total - sum(len(shard.rows) for shard in todo)
     report(done, total)
     work = functools.partial(_prepare_shard, spec_json=spec.to_json())
