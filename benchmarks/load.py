@@ -74,11 +74,10 @@ class Bare:
         prepared = prepare_pair(
             self._preprocessor, self._upload, Options(), self._settings.limits, lambda: None
         )
-        items = [item for face in prepared.faces for item in face.items]
-        if not items:
+        if not prepared.faces:
             raise RuntimeError("there is no face in the pair")
-        for item in items:
-            self._session.run(item.image[None], item.flow[None])
+        for image, flow in prepared.inputs:
+            self._session.run(image[None], flow[None])
 
     def single_s(self) -> float:
         """Return the seconds of one pair alone."""

@@ -10,7 +10,7 @@ from model.clip import ClipInfo
 from model.pair import AlignedPair
 from model.quality import QualityReason
 from model.regions import RegionMotion
-from model.spec import ModelSpec
+from model.spec import FlowBackend, ModelSpec
 from model.spotting import Interval, MotionCurve
 from model.verdict import Verdict
 
@@ -162,6 +162,8 @@ class Answer:
 
     spec: ModelSpec
     provider: str
+    flow_backend: FlowBackend
+    """Who computed the flow; of several movements, of which one fell back, who it fell back to."""
     faces: tuple[FaceAnswer, ...]
     warnings: tuple[AnswerWarning, ...]
     timings_ms: dict[str, float]

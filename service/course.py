@@ -28,6 +28,8 @@ class Course:
     """When the network had answered."""
     resumed: float | None = None
     """When a worker took it again, to measure what the fused graph made."""
+    answered: float | None = None
+    """When all was there that the answer tells."""
 
     @property
     def place(self) -> Place:
@@ -47,18 +49,19 @@ class Course:
         self.resumed = now
         return now - self.inferred
 
-    def moments(self, answered: float) -> Moments:
-        """Return when what happened; `answered` is of `time.perf_counter`."""
+    def moments(self) -> Moments:
+        """Return when what happened, of one that is answered."""
         assert self.begun is not None  # noqa: S101 - an answered one has been worked on
         assert self.prepared is not None  # noqa: S101 - likewise
         assert self.inferred is not None  # noqa: S101 - likewise
+        assert self.answered is not None  # noqa: S101 - likewise
         return Moments(
             asked_ns=self.asked_ns,
             begun_ns=self._at(self.begun),
             prepared_ns=self._at(self.prepared),
             inferred_ns=self._at(self.inferred),
             resumed_ns=self._at(self.inferred if self.resumed is None else self.resumed),
-            answered_ns=self._at(answered),
+            answered_ns=self._at(self.answered),
         )
 
     @property

@@ -13,14 +13,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import ShapeError
+from model.errors import FlowFailed, ShapeError
 from model.face import FaceFinder
+from model.fused import FusedRow
 from model.session import Session
 from service.answers import (
     Answer,
@@ -36,11 +38,21 @@ from service.answers import (
     Options,
     Upload,
 )
+from service.batcher import Batcher
 from service.course import Course, Pace
 from service.faults import Closed, DeadlineExceeded, NotReady, QueueFull, WorkerDied
 from service.judging import face_answer
+from service.loaded import Loaded
 from service.observer import Observer
-from service.preparation import Check, Prepared, prepare_clip, prepare_pair
+from service.preparation import (
+    Check,
+    CroppedPair,
+    Prepared,
+    crop_pair,
+    measure_pair,
+    prepare_clip,
+    prepare_pair,
+)
 from service.registry import Registry, open_sessions
 from service.settings import Settings
 from service.shelf import Model, Shelf
@@ -115,13 +127,13 @@ class Engine:
     def __init__(
         self,
         settings: Settings,
-        sessions: Mapping[str, Session],
-        observer: Observer | None = None,
+        models: Mapping[str, Loaded],
+        observer: Observer,
     ) -> None:
         finder = FaceFinder()
-        self._observer = observer = observer or Observer()
+        self._observer = observer
         self._settings = settings
-        self._shelf = Shelf(sessions, settings, observer, finder)
+        self._shelf = Shelf(models, settings, observer, finder)
         loop = asyncio.get_running_loop()
         self._pool = Workers(
             settings.workers,
@@ -158,22 +170,22 @@ class Engine:
     ) -> AsyncIterator["Engine"]:
         """Load the models (unless they are given), warm up in the background, close at the end.
 
-        `observer` hears of the work. Raises what `open_sessions` raises.
+        `observer` hears of the work. Raises what `open_sessions` and `Loaded.of` raise.
         """
         cv2.setNumThreads(settings.opencv)  # together with the pool and ONNX Runtime
-        if sessions is None:
-            sessions = await asyncio.to_thread(open_sessions, settings)
-        engine = cls(settings, sessions, observer)
-        del sessions  # a model that is replaced later is to be freed
+        observer = observer or Observer()
+        models = await asyncio.to_thread(_load, settings, observer, sessions)
+        engine = cls(settings, models, observer)
+        del sessions, models  # a model that is replaced later is to be freed
         try:
             yield engine
         finally:
             await engine.close()
 
     @property
-    def sessions(self) -> dict[str, Session]:
+    def models(self) -> dict[str, Loaded]:
         """The loaded models by name; the default is the first."""
-        return self._shelf.sessions
+        return self._shelf.loaded
 
     @property
     def items(self) -> int:
@@ -219,9 +231,13 @@ class Engine:
         """Wait until the engine is warm. Raises what the warming up raised."""
         await asyncio.shield(self._warming)
 
-    def session(self, name: str | None = None) -> Session:
+    def model(self, name: str | None = None) -> Loaded:
         """Return a loaded model; the default when no name is given. Raises: ModelNotFound."""
-        return self._shelf.get(name).session
+        return self._shelf.get(name).loaded
+
+    def session(self, name: str | None = None) -> Session:
+        """Return a loaded model's network, likewise."""
+        return self.model(name).session
 
     async def predict(self, sent: Upload | Frames, options: Options = _DEFAULTS) -> Answer:
         """Answer one pair.
@@ -336,7 +352,7 @@ class Engine:
             yield "worker_wedged"
         if any(self._is_stuck(one) for one in self._shelf.models):
             yield "network_wedged"
-        if any(one.batcher.failed for one in self._shelf.models):
+        if any(one.failed for one in self._shelf.models):
             yield "inference_failed"
 
     def _check_open(self, model: Model) -> None:
@@ -354,7 +370,7 @@ class Engine:
         return warming.done() and not warming.cancelled() and warming.exception() is None
 
     def _is_stuck(self, model: Model) -> bool:
-        return model.batcher.busy_s * 1e3 >= self._settings.deadline_ms
+        return model.busy_s * 1e3 >= self._settings.deadline_ms
 
     @contextmanager
     def _counted(self, *, items: int = 0, clips: int = 0) -> Iterator[None]:
@@ -391,12 +407,18 @@ class Engine:
 
     async def _pair_answer(self, model: Model, sent: Upload | Frames, options: Options) -> Answer:
         course = Course(self._settings.deadline_ms / 1e3)
+        limits = self._settings.limits
 
         def work(check: Check) -> Prepared:
-            limits = self._settings.limits
             return prepare_pair(model.preprocessor, sent, options, limits, check)
 
-        return await self._within(course, self._answer(model, work, course))
+        def crop(check: Check) -> CroppedPair:
+            return crop_pair(model.preprocessor, sent, options, limits, check)
+
+        if model.fused is None:
+            return await self._within(course, self._answer(model, work, course))
+        answering = self._fused_answer(model, model.fused, crop, course, options)
+        return await self._within(course, answering)
 
     async def _clip_answer(
         self, model: Model, sent: ClipUpload | Burst, options: Options, course: Course
@@ -416,42 +438,71 @@ class Engine:
         course: Course,
         places: asyncio.Semaphore | None = None,
     ) -> Answer:
-        start = time.perf_counter()
         asked: list[Row] = []
 
         def hand_over(check: Check) -> Prepared:
             prepared = work(check)
             check()
             course.prepared = time.perf_counter()
-            asked.extend(model.batcher.submit(_tensors(prepared)))
+            asked.extend(model.batcher.submit(prepared.inputs))
             return prepared
 
-        prepared = await self._in_worker(hand_over, course, asked, places)
+        prepared = await self._in_worker(model, hand_over, course, asked, places)
         # A clip's count from here on, and are never refused: its decoding is paid for. Those of
         # pairs were counted, as asked for, when they were admitted.
         with self._counted(items=0 if prepared.clip is None else len(asked)):
-            rows = iter(await _answered(asked))
-        end = course.inferred = time.perf_counter()
-        spec = model.session.spec
-        return Answer(
-            spec=spec,
-            provider=model.session.provider,
-            provider_fallback=model.session.fell_back,
-            faces=tuple(
-                face_answer(spec, face, [next(rows) for _ in face.items]) for face in prepared.faces
-            ),
-            warnings=prepared.warnings,
-            timings_ms=prepared.timings_ms
-            | {"infer": course.infer_s * 1e3, "total": (end - start) * 1e3},
-            moments=course.moments(end),
-            clip=prepared.clip,
-        )
+            rows = await _answered(asked)
+        course.inferred = course.answered = time.perf_counter()
+        timings = prepared.timings_ms | {"infer": course.infer_s * 1e3}
+        told = replace(prepared, timings_ms=timings)
+        return _answer_of(model.loaded, model.session.provider, told, rows, course)
 
-    async def _in_worker(
+    async def _fused_answer(
         self,
+        model: Model,
+        fused: Batcher[FusedRow],
+        crop: Callable[[Check], CroppedPair],
+        course: Course,
+        options: Options,
+    ) -> Answer:
+        """Crop in one worker, compute flow and network in one run, measure in a worker again.
+
+        No worker waits for the run: else no more pairs could share it than there are workers.
+        """
+        asked: list[Future[FusedRow]] = []
+
+        def hand_over(check: Check) -> CroppedPair:
+            cropped = crop(check)
+            check()
+            course.prepared = time.perf_counter()
+            asked.extend(
+                fused.submit(
+                    (one.onset, one.onset_grey, one.apex_grey, one.outline) for one in cropped.crops
+                )
+            )
+            return cropped
+
+        cropped = await self._in_worker(model, hand_over, course, asked)
+        rows = await _answered(asked)
+        course.inferred = time.perf_counter()
+
+        def measure(_check: Check) -> Prepared:
+            return measure_pair(cropped, rows, options)
+
+        # Ahead of pairs that wait for their first worker: what is begun is finished first.
+        measured = await self._in_worker(model, measure, course, ahead=True)
+        course.answered = time.perf_counter()
+        timings = cropped.timings_ms | {"infer": course.infer_s * 1e3} | measured.timings_ms
+        told = replace(measured, timings_ms=timings)
+        shares = [row.probabilities for row in rows]
+        return _answer_of(model.loaded, model.loaded.provider, told, shares, course)
+
+    async def _in_worker(  # noqa: PLR0913 - what is done, for whom, and where it waits
+        self,
+        model: Model,
         work: Callable[[Check], T],
         course: Course,
-        asked: Sequence[Future[Any]],
+        asked: Sequence[Future[Any]] = (),
         places: asyncio.Semaphore | None = None,
         *,
         ahead: bool = False,
@@ -473,7 +524,11 @@ class Engine:
 
         def begin() -> T:
             waited_s.append(course.taken())
-            return work(check)
+            try:
+                return work(check)
+            except FlowFailed as error:
+                self._observer.flow_failed(model.loaded.spec.name, error.fault, fell_back=False)
+                raise
 
         if places is not None:
             await places.acquire()
@@ -506,8 +561,39 @@ class Engine:
             self._shelf.mend()
 
 
-def _tensors(prepared: Prepared) -> Iterator[tuple[FloatArray, FloatArray]]:
-    return ((item.image, item.flow) for face in prepared.faces for item in face.items)
+def _load(
+    settings: Settings, observer: Observer, sessions: Mapping[str, Session] | None
+) -> dict[str, Loaded]:
+    if sessions is None:
+        sessions = open_sessions(settings)
+    return {name: Loaded.of(session, settings, observer) for name, session in sessions.items()}
+
+
+def _answer_of(
+    loaded: Loaded,
+    provider: str,
+    prepared: Prepared,
+    rows: Sequence[FloatArray],
+    course: Course,
+) -> Answer:
+    moments = course.moments()
+    left = iter(rows)
+    spec = loaded.spec
+    pairs = [item.pair for face in prepared.faces for item in face.items]
+    fallen = (one.flow_backend for one in pairs if one.flow_backend != loaded.flow_backend)
+    return Answer(
+        spec=spec,
+        provider=provider,
+        provider_fallback=loaded.fell_back,
+        flow_backend=next(fallen, loaded.flow_backend),
+        faces=tuple(
+            face_answer(spec, face, [next(left) for _ in face.items]) for face in prepared.faces
+        ),
+        warnings=prepared.warnings,
+        timings_ms=prepared.timings_ms | {"total": (moments.answered_ns - moments.asked_ns) / 1e6},
+        moments=moments,
+        clip=prepared.clip,
+    )
 
 
 async def _answered(asked: Sequence[Future[R]]) -> list[R]:

@@ -237,6 +237,7 @@ MODEL_CARD: dict[str, Any] = {
     "default": True,
     "provider": "CPUExecutionProvider",
     "provider_fallback": False,
+    "flow": {"backend": "opencv-cpu", "algorithm": "dis"},
     "spec": TypeAdapter(ModelSpec).dump_python(_SPEC, mode="json"),
 }
 LIVE = {"status": "live"}

@@ -112,6 +112,18 @@ class WorkMetrics:
             ("model",),
             registry=registry,
         )
+        self.flow_fallbacks = Counter(
+            "mfdan_flow_fallbacks",
+            "Flows that the CPU computed, because the GPU failed.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.flow_failures = Counter(
+            "mfdan_flow_failures",
+            "Flows that nobody computed, because the GPU failed.",
+            ("model", "reason"),
+            registry=registry,
+        )
         self.cancellations = Counter(
             "mfdan_cancellations",
             "Pairs and clips dropped, by where they were and why nobody waits any more.",
@@ -343,12 +355,16 @@ def _models(engine: Engine) -> Iterator[Metric]:
         "Share of each answer where the model was measured, if its spec tells.",
         labels=["model", "answer"],
     )
-    for name, session in engine.sessions.items():
-        spec = session.spec
-        about = {"version": spec.version, "sha256": spec.onnx_sha256, "provider": session.provider}
+    flow = InfoMetricFamily(
+        "mfdan_flow_backend", "Who computes a model's flow; always 1.", labels=["model"]
+    )
+    for name, loaded in engine.models.items():
+        spec = loaded.spec
+        about = {"version": spec.version, "sha256": spec.onnx_sha256, "provider": loaded.provider}
         models.add_metric([], {"name": name, **about})
-        fallback.add_metric([name], session.fell_back)
+        flow.add_metric([name], {"backend": loaded.flow_backend, "algorithm": spec.flow.algorithm})
+        fallback.add_metric([name], loaded.fell_back)
         shares = spec.reference.shares if spec.reference else {}
         for answer, share in shares.items():
             reference.add_metric([name, answer], share)
-    yield from (models, fallback, reference)
+    yield from (models, flow, fallback, reference)

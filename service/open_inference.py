@@ -143,11 +143,11 @@ async def index(request: Request) -> list[IndexEntry]:
     return [
         IndexEntry(
             name=name,
-            version=session.spec.version,
+            version=loaded.spec.version,
             state="READY" if trouble is None else "UNAVAILABLE",
             reason=trouble or "",
         )
-        for name, session in engine.sessions.items()
+        for name, loaded in engine.models.items()
     ]
 
 

@@ -1,8 +1,8 @@
-"""The stages before the network, in one worker: bytes as sent → the network's inputs."""
+"""The stages in the workers: bytes as sent → the network's inputs; a fused run → its measures."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ from model.clip import Clip, ClipLimits, open_burst, open_clip
 from model.clip_pipeline import ClipFace, ClipOptions, align_clip
 from model.decode import Limits, decode_image
 from model.errors import InputError, ShapeError
-from model.pipeline import AlignedPair, Preprocessor, network_inputs
+from model.fused import FusedRow
+from model.pipeline import AlignedPair, Crops, Preprocessor, network_inputs
 from model.quality import clip_warnings
 from model.regions import RegionMotion, region_motions
 from model.spec import ModelSpec
@@ -26,20 +27,31 @@ from service.answers import (
     Upload,
 )
 
-__all__ = ["Check", "Item", "Prepared", "PreparedFace", "prepare_clip", "prepare_pair"]
+__all__ = [
+    "Check",
+    "CroppedPair",
+    "Inputs",
+    "Item",
+    "Prepared",
+    "PreparedFace",
+    "crop_pair",
+    "measure_pair",
+    "prepare_clip",
+    "prepare_pair",
+]
 
 FloatArray = NDArray[np.float32]
+Inputs = tuple[FloatArray, FloatArray]
+"""Image and flow of one pair, as `network_inputs` makes them."""
 Check = Callable[[], None]
 """Called between two pieces of work; it raises when nobody waits for the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """One aligned pair, ready for the network."""
+    """One aligned pair that the network is asked about."""
 
     pair: AlignedPair
-    image: FloatArray
-    flow: FloatArray
     interval: Interval | None = None
     """Of a clip: the frames that the pair was taken from."""
 
@@ -57,10 +69,22 @@ class PreparedFace:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class CroppedPair:
+    """A pair as it goes to the fused graph: aligned to each face, the flow not known yet."""
+
+    crops: tuple[Crops, ...]
+    warnings: tuple[AnswerWarning, ...]
+    timings_ms: dict[str, float]
+    """Of decode, detect, align."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """All that a request asks the network about."""
 
     faces: tuple[PreparedFace, ...]
+    inputs: tuple[Inputs, ...]
+    """Of the network, for each item of each face in their order; none after a fused run."""
     warnings: tuple[AnswerWarning, ...]
     timings_ms: dict[str, float]
     clip: ClipFacts | None = None
@@ -73,34 +97,84 @@ def prepare_pair(
     limits: Limits,
     check: Check,
 ) -> Prepared:
-    """Decode and align one pair.
+    """Decode and align one pair, and compute its flow.
 
-    Raises: InputError, naming the frame; ShapeError (of frames that are decoded already); what
-    `check` raises.
+    Raises: InputError, naming the frame; ShapeError (of frames that are decoded already);
+    FlowFailed; what `check` raises.
     """
+    cropped = crop_pair(preprocessor, sent, options, limits, check)
+    pairs = []
+    for crops in cropped.crops:
+        check()
+        pairs.append(preprocessor.solved(crops))
+    check()
+    start = time.perf_counter()
+    inputs = tuple(network_inputs(pair.onset, pair.flow, preprocessor.spec) for pair in pairs)
+    prepared = _prepared(cropped, pairs, options, inputs)
+    return replace(
+        prepared,
+        timings_ms=cropped.timings_ms
+        | prepared.timings_ms
+        | {"tensors": (time.perf_counter() - start) * 1e3},
+    )
+
+
+def crop_pair(
+    preprocessor: Preprocessor,
+    sent: Upload | Frames,
+    options: Options,
+    limits: Limits,
+    check: Check,
+) -> CroppedPair:
+    """Decode and align one pair. Raises: as `prepare_pair`, but for FlowFailed."""
     start = time.perf_counter()
     onset, apex = _frames(sent, limits)
     decoded = time.perf_counter()
     check()
-    pairs = preprocessor.align_pair(onset, apex, options.faces)
-    aligned = time.perf_counter()
-    check()
-    spec = preprocessor.spec
-    faces = tuple(
-        PreparedFace(number, (_item(pair, spec),), _regions(pair, options))
-        for number, pair in enumerate(pairs, start=1)
-    )
+    crops = preprocessor.crop_pair(onset, apex, options.faces)
+    # The crops tell it apart from the rest, where there are any.
+    detecting_s = 0.0 if crops else time.perf_counter() - decoded
+    timings = {"decode": (decoded - start) * 1e3, "detect": detecting_s * 1e3}
+    timings |= _summed(one.timings_ms for one in crops)
     warnings: dict[AnswerWarning, bool] = {
-        "several_faces": any(pair.quality.more_faces for pair in pairs),
+        "several_faces": any(one.more_faces for one in crops),
         "identical_frames": np.array_equal(onset, apex),
     }
-    timings = {"decode": (decoded - start) * 1e3, "detect": (aligned - decoded) * 1e3}
-    if pairs:
-        timings["detect"] = 0.0  # the pairs tell it apart from the rest
-    for stage, ms in (item for pair in pairs for item in pair.timings_ms.items()):
-        timings[stage] = timings.get(stage, 0.0) + ms
-    timings["tensors"] = (time.perf_counter() - aligned) * 1e3
-    return Prepared(faces, _that_apply(warnings), timings)
+    return CroppedPair(tuple(crops), _that_apply(warnings), timings)
+
+
+def measure_pair(cropped: CroppedPair, rows: Sequence[FusedRow], options: Options) -> Prepared:
+    """Measure a pair whose flow the fused graph has computed; its rows are of the crops, in order.
+
+    The timings are those of the measuring alone.
+    """
+    pairs = [
+        Preprocessor.measured(crops, row.flow + row.head.over(row.flow), row.flow, row.head, "onnx")
+        for crops, row in zip(cropped.crops, rows, strict=True)
+    ]
+    return _prepared(cropped, pairs, options)
+
+
+def _prepared(
+    cropped: CroppedPair,
+    pairs: Sequence[AlignedPair],
+    options: Options,
+    inputs: tuple[Inputs, ...] = (),
+) -> Prepared:
+    faces = tuple(
+        PreparedFace(number, (Item(pair),), _regions(pair, options))
+        for number, pair in enumerate(pairs, start=1)
+    )
+    timings = _summed(pair.timings_ms for pair in pairs)
+    measuring = {stage: ms for stage, ms in timings.items() if stage not in cropped.timings_ms}
+    return Prepared(faces, inputs, cropped.warnings, measuring)
+
+
+def _summed(timings_ms: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for stage, ms in (item for one in timings_ms for item in one.items()):
+        found[stage] = found.get(stage, 0.0) + ms
+    return found
 
 
 def prepare_clip(  # noqa: PLR0913, PLR0917 - two kinds of limits, for clips and for pictures
@@ -131,7 +205,9 @@ def prepare_clip(  # noqa: PLR0913, PLR0917 - two kinds of limits, for clips and
         check,
     )
     start = time.perf_counter()
-    faces = tuple(_clip_face(face, preprocessor.spec, options, check) for face in aligned.faces)
+    pairs = [one.pair for face in aligned.faces for one in face.candidates]
+    inputs = tuple(_inputs(pair, preprocessor.spec, check) for pair in pairs)
+    faces = tuple(_clip_face(face, options) for face in aligned.faces)
     timings = aligned.timings_ms | {"tensors": (time.perf_counter() - start) * 1e3}
     timings["decode"] += opened_ms
     best = [face.candidates[0].interval.source for face in aligned.faces]
@@ -144,7 +220,7 @@ def prepare_clip(  # noqa: PLR0913, PLR0917 - two kinds of limits, for clips and
         "middle_frame": "middle_frame" in best,
     }
     facts = ClipFacts(aligned.info, aligned.scene_cuts)
-    return Prepared(faces, _that_apply(warnings), timings, facts)
+    return Prepared(faces, inputs, _that_apply(warnings), timings, facts)
 
 
 def _open(sent: ClipUpload | Burst, limits: ClipLimits, picture_limits: Limits) -> Clip:
@@ -153,18 +229,15 @@ def _open(sent: ClipUpload | Burst, limits: ClipLimits, picture_limits: Limits) 
     return open_clip(sent.data, limits)
 
 
-def _clip_face(face: ClipFace, spec: ModelSpec, options: Options, check: Check) -> PreparedFace:
-    items = []
-    for candidate in face.candidates:
-        check()
-        items.append(_item(candidate.pair, spec, candidate.interval))
-    regions = _regions(face.candidates[0].pair, options)
-    return PreparedFace(face.face_id, tuple(items), regions, face.curve, face.seen)
+def _clip_face(face: ClipFace, options: Options) -> PreparedFace:
+    items = tuple(Item(candidate.pair, candidate.interval) for candidate in face.candidates)
+    regions = _regions(items[0].pair, options)
+    return PreparedFace(face.face_id, items, regions, face.curve, face.seen)
 
 
-def _item(pair: AlignedPair, spec: ModelSpec, interval: Interval | None = None) -> Item:
-    image, flow = network_inputs(pair.onset, pair.flow, spec)
-    return Item(pair, image, flow, interval)
+def _inputs(pair: AlignedPair, spec: ModelSpec, check: Check) -> Inputs:
+    check()
+    return network_inputs(pair.onset, pair.flow, spec)
 
 
 def _regions(pair: AlignedPair, options: Options) -> tuple[RegionMotion, ...] | None:

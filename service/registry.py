@@ -11,6 +11,7 @@ from typing import Literal
 from model.errors import MfdanError, ModelError, ModelNotFound
 from model.session import Session
 from model.spec import load_spec, spec_path
+from service.loaded import Loaded
 from service.observer import Observer
 from service.settings import Settings
 from service.shelf import Shelf
@@ -76,9 +77,9 @@ class Registry:
         self._shelf = shelf
         self._observer = observer
         self._judged = {
-            one.path: _Judged(_UNKNOWN, name)
-            for name, one in shelf.sessions.items()
-            if settings.models_dir in (one.path, one.path.parent)
+            one.session.path: _Judged(_UNKNOWN, name)
+            for name, one in shelf.loaded.items()
+            if settings.models_dir in (one.session.path, one.session.path.parent)
         }
         self._seen = dict.fromkeys(self._judged, _UNKNOWN)
         self._blind = False
@@ -158,18 +159,21 @@ class Registry:
         for other, one in self._judged.items():
             if one.name == spec.name and other != path and other not in pending:
                 raise _NameTaken(f"{path.name} and {other.name} are both called {spec.name}")
-        present = self._shelf.sessions.get(spec.name)
+        present = self._shelf.loaded.get(spec.name)
         if present is not None and present.spec == spec:
             return spec.name
-        session = await asyncio.to_thread(_open, path, self._settings)
-        if session.spec != spec or await asyncio.to_thread(_stamp, path) != stamp:
+        loaded = await asyncio.to_thread(self._load, path)
+        if loaded.spec != spec or await asyncio.to_thread(_stamp, path) != stamp:
             return None
-        await self._shelf.put(session)
+        await self._shelf.put(loaded)
         self._observer.model_changed(spec.name, "loaded" if present is None else "replaced")
         return spec.name
 
+    def _load(self, path: Path) -> Loaded:
+        return Loaded.of(_open(path, self._settings), self._settings, self._observer)
+
     def _unload(self, name: str) -> None:
-        names = [*self._shelf.sessions]
+        names = [*self._shelf.loaded]
         if name not in names:
             return
         if name == names[0]:  # the last one is the default, too

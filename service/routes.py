@@ -147,8 +147,8 @@ def _result(
 async def models(request: Request) -> list[ModelCard]:
     """Every model that a request may name; the default comes first."""
     return [
-        ModelCard.of(session, default=place == 0)
-        for place, session in enumerate(engine_of(request).sessions.values())
+        ModelCard.of(loaded, default=place == 0)
+        for place, loaded in enumerate(engine_of(request).models.values())
     ]
 
 
@@ -162,8 +162,8 @@ async def models(request: Request) -> list[ModelCard]:
 async def model(request: Request, name: Annotated[str, Path(max_length=MODEL_NAME)]) -> ModelCard:
     """Its spec, classes, hash, data, licence and measured scores."""
     engine = engine_of(request)
-    session = engine.session(name)
-    return ModelCard.of(session, default=session is engine.session())
+    loaded = engine.model(name)
+    return ModelCard.of(loaded, default=loaded is engine.model())
 
 
 @router.head("/health/live", include_in_schema=False)

@@ -22,7 +22,7 @@ from service.answers import (
 )
 
 if TYPE_CHECKING:  # so that the client needs no ONNX Runtime
-    from model.session import Session
+    from service.loaded import Loaded
 
 __all__ = [
     "BatchPrediction",
@@ -336,7 +336,7 @@ class Prediction(_Schema):
             model=ModelName(name=spec.name, version=spec.version, sha256=spec.onnx_sha256),
             provider=answer.provider,
             provider_fallback=answer.provider_fallback,
-            flow=Flow(backend="opencv-cpu", algorithm=spec.flow.algorithm),
+            flow=Flow(backend=answer.flow_backend, algorithm=spec.flow.algorithm),
             faces=tuple(Face.of(face) for face in answer.faces),
             clip=None if answer.clip is None else Clip.of(answer.clip),
             warnings=answer.warnings,
@@ -387,20 +387,23 @@ class ModelCard(_Schema):
     provider: str
     provider_fallback: bool
     """Whether a GPU was asked for and not got."""
+    flow: Flow
+    """How the motion is measured here, unless a GPU fails."""
     spec: ModelSpec
     """Classes, preprocessing, thresholds, data, licence, and measured scores."""
 
     @classmethod
-    def of(cls, session: "Session", *, default: bool) -> Self:
+    def of(cls, loaded: "Loaded", *, default: bool) -> Self:
         """Describe a loaded model."""
-        spec = session.spec
+        spec = loaded.spec
         return cls(
             name=spec.name,
             version=spec.version,
             sha256=spec.onnx_sha256,
             default=default,
-            provider=session.provider,
-            provider_fallback=session.fell_back,
+            provider=loaded.provider,
+            provider_fallback=loaded.fell_back,
+            flow=Flow(backend=loaded.flow_backend, algorithm=spec.flow.algorithm),
             spec=spec,
         )
 

@@ -12,6 +12,7 @@ import model
 from model.clip import ClipLimits
 from model.decode import Limits
 from model.runtime import Device, Placement
+from model.spec import FlowBackend
 
 __all__ = ["MAX_BURST", "MAX_CANDIDATES", "MAX_FACES", "MAX_PAIRS", "Settings", "cores"]
 
@@ -80,6 +81,10 @@ class Settings(BaseSettings):
     """Whether a GPU may round the factors of float32 products to TF32: faster, and less exact."""
     cuda_graphs: bool = False
     """Whether runs of one size are captured once and replayed as a CUDA graph."""
+
+    flow: FlowBackend | Literal["auto"] = "auto"
+    """Who computes the flow; the model's spec must allow it. `auto`: OpenCV on a CUDA GPU where
+    there is one and the spec allows it, else OpenCV on the CPU, else the graph in ONNX Runtime."""
 
     worker_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that decode, align and compute flow; 0: as many as there are cores."""

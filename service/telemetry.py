@@ -10,13 +10,14 @@ import time
 import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from opentelemetry.trace import TracerProvider
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.errors import FlowFault
 from service.admission import Admission
 from service.answers import Moments
 from service.engine import Engine
@@ -51,6 +52,7 @@ class Telemetry(Observer):
         tell_build(registry)
         self._state = State(registry)
         self._engine: Engine | None = None
+        self._told: set[tuple[str, FlowFault, bool]] = set()
         self.requests = RequestMetrics(registry)
         self._work = WorkMetrics(registry)
         self._answers = AnswerMetrics(registry)
@@ -66,7 +68,7 @@ class Telemetry(Observer):
         self._engine = engine
         self._state.watch(settings, engine, admission)
         self.log.info("started", **_start_facts(settings, engine))
-        for name in engine.sessions:
+        for name in engine.models:
             self._loaded(name)
         if settings.device != "cpu" and not watch_gpu_memory(self.registry):
             self.log.warning("the GPU's memory cannot be measured")
@@ -88,6 +90,18 @@ class Telemetry(Observer):
             "a run of the network failed", model=model, size=size, fault=fault, where=where(error)
         )
 
+    def flow_failed(self, model: str, fault: FlowFault, *, fell_back: bool) -> None:
+        """Count a GPU's failure at the flow of a pair; log the first of its kind.
+
+        A GPU that is lost fails with each pair: a line for each would bury all others.
+        """
+        counter = self._work.flow_fallbacks if fell_back else self._work.flow_failures
+        counter.labels(model, fault).inc()
+        kind = (model, fault, fell_back)
+        if kind not in self._told:
+            self._told.add(kind)
+            self.log.warning("a GPU failed", model=model, fault=fault, fell_back=fell_back)
+
     def dropped(self, place: Place, why: Why) -> None:
         """Count a pair or clip that nobody waits for any more."""
         self._work.cancellations.labels(place, why).inc()
@@ -107,11 +121,14 @@ class Telemetry(Observer):
 
     def _loaded(self, name: str) -> None:
         self._work.batch_failures.labels(name)  # begins at 0
-        session = self._engine.sessions.get(name) if self._engine else None
-        if session is None:
+        for fault in get_args(FlowFault):
+            self._work.flow_fallbacks.labels(name, fault)
+            self._work.flow_failures.labels(name, fault)
+        loaded = self._engine.models.get(name) if self._engine else None
+        if loaded is None:
             return
-        self._answers.begin_at_zero(session.spec)
-        if session.fell_back:
+        self._answers.begin_at_zero(loaded.spec)
+        if loaded.fell_back:
             self.log.warning("a GPU was asked for and not got", model=name)
 
     def answered(self, prediction: Prediction, moments: Moments) -> None:
@@ -223,11 +240,12 @@ def _start_facts(settings: Settings, engine: Engine) -> dict[str, Any]:
         "models": [
             {
                 "name": name,
-                "version": session.spec.version,
-                "sha256": session.spec.onnx_sha256,
-                "provider": session.provider,
+                "version": loaded.spec.version,
+                "sha256": loaded.spec.onnx_sha256,
+                "provider": loaded.provider,
+                "flow": loaded.flow_backend,
             }
-            for name, session in engine.sessions.items()
+            for name, loaded in engine.models.items()
         ],
         "threads": {
             "workers": settings.workers,

@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from panels import Row, frame, heat, lines, number, text
-from queries import AT, INSTANCE, MODEL, OF
+from queries import AT, INSTANCE, MODEL, OF, RATE
 
 __all__ = ["gpu"]
 
@@ -49,6 +49,30 @@ def _provider() -> Row:
             red_below=1,
             width=6,
             without="no GPU",
+        ),
+        text(
+            "Who computes the flow?",
+            "opencv-cuda is the GPU; onnx is a graph that runs where the model runs.",
+            (
+                f"count by (model, backend, algorithm) (mfdan_flow_backend_info{{{OF}}})",
+                "{{model}}: {{algorithm}} by {{backend}}",
+            ),
+            width=12,
+        ),
+        lines(
+            "Where does the GPU fail at it?",
+            "Flows a second that the CPU computed instead (MfdanFlowFallback), or nobody, by what "
+            "failed. None is normal.",
+            "ops",
+            (
+                f"sum by (reason) (rate(mfdan_flow_fallbacks_total{{{OF}}}[{RATE}]))",
+                "{{reason}}, fell back",
+            ),
+            (
+                f"sum by (reason) (rate(mfdan_flow_failures_total{{{OF}}}[{RATE}]))",
+                "{{reason}}, failed",
+            ),
+            width=12,
         ),
         heat(
             "How long does a run of the network take?",

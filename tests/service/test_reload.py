@@ -39,7 +39,7 @@ class Opened:
 
     @property
     def versions(self) -> dict[str, str]:
-        return {name: one.spec.version for name, one in self.engine.sessions.items()}
+        return {name: one.spec.version for name, one in self.engine.models.items()}
 
     async def settle(self) -> list[tuple[str, str, str]]:
         """Look until whatever is there has been judged; return what was told meanwhile."""
@@ -121,7 +121,7 @@ def test_a_new_model_is_loaded_and_answers_by_its_name(
                 await here.engine.predict(upload, Options(model="another"))
             write_tiny_model(folder, tiny_spec("another"))
             assert await here.settle() == [("another", "loaded", "")]
-            assert [*here.engine.sessions] == ["tiny", "another"]
+            assert [*here.engine.models] == ["tiny", "another"]
             answer = await here.engine.predict(upload, Options(model="another"))
             assert answer.spec.name == "another"
             assert await here.settle() == []
@@ -355,7 +355,7 @@ def test_a_removed_model_is_unloaded_but_not_the_default(
             assert await here.settle() == []
             remove(folder / "another.onnx")
             assert await here.settle() == [("another", "unloaded", "")]
-            assert [*here.engine.sessions] == ["tiny"]
+            assert [*here.engine.models] == ["tiny"]
             remove(folder / "tiny.onnx")
             gone = "its file is gone; it serves on, because it is the default"
             assert await here.settle() == [("tiny", "refused", gone)]
@@ -398,7 +398,7 @@ def test_files_that_are_renamed_touched_or_exchanged_change_nothing(
 
     async def run() -> None:
         async with opened(make_settings, folder, model="tiny") as here:
-            before = here.engine.sessions
+            before = here.engine.models
             assert await here.settle() == []
             os.utime(folder / "tiny.onnx", ns=(1, 1))
             assert await here.settle() == []
@@ -407,8 +407,8 @@ def test_files_that_are_renamed_touched_or_exchanged_change_nothing(
             for name, to in (("small", "x"), ("another", "small"), ("x", "another")):
                 move(name, to)
             assert await here.settle() == []
-            assert here.engine.sessions == before
-            assert [*here.engine.sessions] == ["tiny", "another"]
+            assert here.engine.models == before
+            assert [*here.engine.models] == ["tiny", "another"]
 
     asyncio.run(run())
 
@@ -426,7 +426,7 @@ def test_a_file_whose_model_gets_another_name_gives_the_old_name_up(
             shutil.copy(spec_path(source), spec_path(other))
             told = await here.settle()
             assert told == [("renamed", "loaded", ""), ("other", "unloaded", "")]
-            assert [*here.engine.sessions] == ["tiny", "renamed"]
+            assert [*here.engine.models] == ["tiny", "renamed"]
 
     asyncio.run(run())
 
@@ -458,7 +458,7 @@ def test_a_models_folder_that_goes_and_comes_back_costs_nothing_and_is_told_once
             await here.settle()
             folder.rename(away)
             assert await here.settle() == []
-            assert [*here.engine.sessions] == ["tiny", "another"]
+            assert [*here.engine.models] == ["tiny", "another"]
             away.rename(folder)
             assert await here.settle() == []
             remove(folder / "another.onnx")
@@ -494,7 +494,7 @@ def test_models_that_are_not_of_the_folder_are_left_alone(
     async def run() -> None:
         async with opened(make_settings, folder, sessions) as here:
             assert await here.settle() == []
-            assert [*here.engine.sessions] == ["tiny", "own"]
+            assert [*here.engine.models] == ["tiny", "own"]
 
     asyncio.run(run())
 
@@ -564,7 +564,7 @@ def test_a_model_whose_warm_up_hangs_is_refused_and_the_next_one_is_loaded(
             fault = "hangs was not warm after 0.9 s"
             assert await here.settle() == [("hangs", "refused", fault), ("works", "loaded", "")]
             assert await here.settle() == []
-            assert [*here.engine.sessions] == ["tiny", "works"]
+            assert [*here.engine.models] == ["tiny", "works"]
             assert here.engine.ready
 
     try:
@@ -579,8 +579,8 @@ def test_a_model_that_changes_while_it_is_loaded_is_judged_anew(
     load = Session.open
     loads: list[Path] = []
 
-    def overtaken(path: Path, **options: object) -> Session:
-        session = load(path, **options)
+    def overtaken(path: Path, *placed: object) -> Session:
+        session = load(path, *placed)
         if not loads:
             write_tiny_model(folder, tiny_spec(version="3"))
         loads.append(path)
