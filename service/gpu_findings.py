@@ -26,6 +26,7 @@ _DOUBLE = bytes.fromhex(
     "0a09080112050a0312016e62100a0179120b0a09080112050a0312016e42040a001014"
 )
 """An ONNX graph: y = x + x, float32 of any length."""
+_NO_SPOX = "missing: the flow backend onnx needs it (pip install 'mfdan[onnx-flow]')"
 _MAPS = Path("/proc/self/maps")
 
 
@@ -45,8 +46,10 @@ def gpu_findings(settings: Settings) -> Iterator[Finding]:
         found = {name: _where(name) for name in names}
         told = "\n".join(f"{name}: {where or 'not found'}" for name, where in found.items())
         yield all(found.values()) or not wanted, "NVIDIA's libraries", told
-    yield True, "OpenCV devices", _opencv()
-    yield True, "spox", _spox()
+    devices = int(cv2.cuda.getCudaEnabledDeviceCount())
+    yield devices > 0 or settings.flow != "opencv-cuda", "OpenCV devices", _opencv(devices)
+    spox = _spox()
+    yield bool(spox) or settings.flow != "onnx", "spox", spox or _NO_SPOX
 
 
 def _onnx_runtime() -> str:
@@ -115,15 +118,14 @@ def _where(name: str) -> str:
     return next((place for place in places if Path(place).name.startswith(name)), "loaded")
 
 
-def _opencv() -> str:
-    count = int(cv2.cuda.getCudaEnabledDeviceCount())
-    if count < 0:
+def _opencv(devices: int) -> str:
+    if devices < 0:
         return "CPU; built for CUDA, and the driver is missing or too old"
-    return f"CPU, {count} CUDA"
+    return f"CPU, {devices} CUDA"
 
 
 def _spox() -> str:
     try:
         return version("spox")
     except PackageNotFoundError:
-        return "missing: the flow backend onnx needs it (pip install 'mfdan[onnx-flow]')"
+        return ""

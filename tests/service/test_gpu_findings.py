@@ -1,7 +1,9 @@
 import ctypes
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import onnxruntime
 import pytest
 
@@ -110,6 +112,39 @@ def test_the_driver_tells_its_version_and_its_gpus(
     gpus: int | None, told: tuple[bool, str]
 ) -> None:
     assert _driver(Nvml(gpus)) == told
+
+
+@pytest.mark.parametrize(
+    ("flow", "devices", "fine", "told"),
+    [
+        ("opencv-cuda", 0, False, "CPU, 0 CUDA"),
+        ("opencv-cuda", -1, False, "the driver is missing or too old"),
+        ("opencv-cuda", 2, True, "CPU, 2 CUDA"),
+        ("auto", -1, True, "the driver is missing or too old"),
+    ],
+)
+def test_a_device_for_opencv_lacks_only_where_its_flow_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, flow: str, devices: int, told: str, *, fine: bool
+) -> None:
+    monkeypatch.setattr(cv2.cuda, "getCudaEnabledDeviceCount", lambda: devices)
+    found = findings(flow=flow)["OpenCV devices"]
+    assert found[0] == fine
+    assert found[2].endswith(told)
+
+
+@pytest.mark.parametrize(("flow", "fine"), [("onnx", False), ("auto", True)])
+def test_spox_lacks_only_where_its_flow_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, flow: str, *, fine: bool
+) -> None:
+    assert findings(flow=flow)["spox"] == (True, "spox", version("spox"))
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("service.gpu_findings.version", missing)
+    found = findings(flow=flow)["spox"]
+    assert found[0] == fine
+    assert "pip install 'mfdan[onnx-flow]'" in found[2]
 
 
 @pytest.mark.skipif(
