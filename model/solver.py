@@ -135,15 +135,15 @@ def fault_of(error: BaseException) -> FlowFault | None:
     """Tell what failed on a device, None for an error that is not the device's.
 
     OpenCV gives its CUDA errors codes of their own, which Python meets as the cause of a
-    SystemError where a constructor raised them. ONNX Runtime's have no class in common.
+    SystemError where a constructor raised them. ONNX Runtime's have no class in common, and are
+    plain RuntimeErrors where buffers on a device were bound.
     """
     cause = error.__cause__ if isinstance(error, SystemError) else error
     if isinstance(cause, cv2.error):
-        if getattr(cause, "code", None) not in _CUDA_CODES:
-            return None
-    elif not type(cause).__module__.startswith("onnxruntime"):
-        return None
-    said = str(cause).lower()
+        of_device = getattr(cause, "code", None) in _CUDA_CODES
+    else:
+        of_device = type(cause).__module__.startswith("onnxruntime") or type(cause) is RuntimeError
+    said = str(cause).lower() if of_device else ""
     return next((fault for fault, words in _WORDS.items() if any(w in said for w in words)), None)
 
 
@@ -234,10 +234,16 @@ def open_solver(
         blank = np.zeros((spec.input_size, spec.input_size), np.uint8)
         solver.solve(blank, blank)
     except FlowFailed as error:
-        raise ModelError(str(error)) from error
+        raise ModelError(f"{spec.name}: {error}") from error
     except (ValueError, TypeError, cv2.error) as error:
+        why = getattr(error, "err", error)  # of OpenCV's errors: without the place in its source
+        if getattr(error, "code", None) == cv2.Error.STS_NOT_IMPLEMENTED:
+            raise ModelError(
+                f"{spec.name} needs {spec.flow.algorithm} flow, which this OpenCV was built "
+                "without: build it by docker/build-opencv-cuda.sh"
+            ) from None
         raise SpecInvalid(
-            f"{spec.name} asks for {spec.flow.algorithm} flow that {backend} does not run: {error}"
+            f"{spec.name} asks for {spec.flow.algorithm} flow that {backend} does not run: {why}"
         ) from None
     return solver
 

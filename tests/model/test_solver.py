@@ -178,6 +178,21 @@ def test_a_gpu_that_fails_at_once_is_refused_or_its_place_is_taken(device: Devic
         open_solver(ON_GPU)
 
 
+def test_an_opencv_built_without_brox_is_told(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = cv2.error("The called functionality is disabled for current build or platform")
+    error.code = cv2.Error.STS_NOT_IMPLEMENTED  # as a build without the module cudalegacy says
+
+    def absent(**_parameters: float) -> None:
+        raise error
+
+    monkeypatch.setattr(device, "BroxOpticalFlow_create", absent)
+    with pytest.raises(ModelError, match="built without: build it by") as raised:
+        open_solver(BROX)
+    assert not isinstance(raised.value, SpecInvalid)
+
+
 def test_parameters_that_a_backend_does_not_have_are_a_bad_spec(device: Device) -> None:
     flow = FlowMethod(algorithm="tvl1", parameters={"useInitialFlow": True})
     with pytest.raises(SpecInvalid, match="useInitialFlow"):
@@ -195,6 +210,8 @@ def test_parameters_that_a_backend_does_not_have_are_a_bad_spec(device: Device) 
         (Fail("Failed to allocate memory for requested buffer of size 16"), "memory"),
         (Fail("CUDA failure 999: unknown error ; GPU=0"), "device"),
         (Fail("[ONNXRuntimeError] : Non-zero status code returned while running Add node"), None),
+        (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), "memory"),
+        (RuntimeError("dictionary changed size during iteration"), None),
         (cv2.error("(-215:Assertion failed) out of memory"), None),
         (ShapeError("out of memory"), None),
         (MemoryError("out of memory"), None),
