@@ -18,6 +18,7 @@ from rich.table import Table
 from model.errors import MfdanError
 from model.face import FaceFinder
 from model.session import Session
+from model.solver import open_solver
 from model.spec import ModelSpec, load_spec
 from service.command_line import (
     ModelOption,
@@ -147,10 +148,12 @@ def _load_face_models() -> str:
 
 
 def _open_model(path: Path, settings: Settings) -> str:
-    session = Session.open(path, replace(settings.placement, strict=True))
+    placement = replace(settings.placement, strict=True)
+    session = Session.open(path, placement)
     spec = session.spec
-    sha256 = spec.onnx_sha256[:12]
-    return f"{spec.name} {spec.version}, SHA-256 {sha256}… as in its spec, {session.provider}"
+    flow = open_solver(spec, settings.flow, placement=placement).backend
+    hashed = f"SHA-256 {spec.onnx_sha256[:12]}… as in its spec"
+    return f"{spec.name} {spec.version}, {hashed}, {session.provider}, flow by {flow}"
 
 
 def _versions() -> Iterator[str]:

@@ -142,6 +142,20 @@ def test_doctor_finds_flow_parameters_that_do_not_run(
     assert "slow" in result.output
 
 
+def test_doctor_tells_who_computes_a_model_s_flow_and_finds_one_that_it_does_not_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told() -> tuple[int, str]:
+        result = run("doctor")
+        return result.exit_code, " ".join(result.output.replace("│", " ").split())
+
+    assert "flow by opencv-cpu" in told()[1]
+    monkeypatch.setenv("MFDAN_FLOW", "onnx")
+    status, words = told()
+    assert status == 1
+    assert "tiny may have its flow from opencv-cpu, not from onnx" in words
+
+
 def test_doctor_finds_a_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
     path = write_tiny_model(tmp_path)
