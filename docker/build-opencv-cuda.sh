@@ -74,6 +74,8 @@ check_arguments() {
   done
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || refuse "--jobs is '$jobs': it must be a number from 1 up"
   [[ ! $broken || -f $broken ]] || refuse "there is no wheel $broken"
+  out=$(realpath --canonicalize-missing "$out")
+  cache=$(realpath --canonicalize-missing "$cache") # CMake is started elsewhere
   newest=$(printf '%s\n' "${wanted[@]}" | sort --version-sort | tail -n 1)
 }
 

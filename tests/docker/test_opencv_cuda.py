@@ -1,12 +1,14 @@
 """The script that builds OpenCV with CUDA, all but the build itself, which takes half an hour."""
 
+import hashlib
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 import sysconfig
+from base64 import urlsafe_b64encode
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from dockerfile_parse import DockerfileParser
@@ -135,9 +137,13 @@ def cache_of(words: list[object]) -> str:
     return found[1]
 
 
-def test_a_finished_wheel_is_taken_from_the_cache(tmp_path: Path) -> None:
-    words: list[object] = ["--arch", "9.0", "--cache", tmp_path / "cache", "--out", tmp_path]
+def test_a_finished_wheel_is_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words: list[object] = ["--arch", "9.0", "--cache", "cache", "--out", "."]
     kept = Path(cache_of(words)) / "wheel"
+    assert kept.is_relative_to(tmp_path / "cache")
     kept.mkdir(parents=True)
     (kept / f"{NAME}-cp37-abi3-manylinux_2_35_x86_64.whl").write_text("built before")
     (kept / "whole").touch()
@@ -209,18 +215,23 @@ def test_a_repaired_wheel_looks_for_cuda_beside_itself(tmp_path: Path) -> None:
 
 def make_wheel(folder: Path) -> Path:
     """Pack some library as if it were OpenCV's."""
-    tree = folder / NAME
-    about = tree / f"{NAME}.dist-info"
-    about.mkdir(parents=True)
-    (tree / "cv2").mkdir()
+    tag, version = "cp37-abi3-linux_x86_64", PINS["opencv-contrib-python-headless"]
     library = Path(sysconfig.get_path("platlib")) / "httptools" / "parser"
-    shutil.copy(next(library.glob("parser.*.so")), tree / "cv2" / "cv2.abi3.so")
-    tag = "cp37-abi3-linux_x86_64"
-    (about / "WHEEL").write_text(f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n")
-    version = PINS["opencv-contrib-python-headless"]
-    (about / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: opencv-contrib-python-headless\nVersion: {version}\n"
-    )
-    (about / "RECORD").touch()
-    packed = shutil.make_archive(str(folder / "packed"), "zip", tree)
-    return Path(packed).rename(folder / f"{NAME}-{tag}.whl")
+    files = {
+        "cv2/cv2.abi3.so": next(library.glob("parser.*.so")).read_bytes(),
+        f"{NAME}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: %s\n"
+        % tag.encode(),
+        f"{NAME}.dist-info/METADATA": b"Metadata-Version: 2.1\n"
+        b"Name: opencv-contrib-python-headless\nVersion: %s\n" % version.encode(),
+    }
+    record = "".join(f"{name},sha256={digest(file)},{len(file)}\n" for name, file in files.items())
+    wheel = folder / f"{NAME}-{tag}.whl"
+    with ZipFile(wheel, "w") as packed:
+        for name, file in {**files, f"{NAME}.dist-info/RECORD": record.encode()}.items():
+            packed.writestr(name, file)
+    return wheel
+
+
+def digest(file: bytes) -> str:
+    """Return a hash as a wheel's RECORD has it."""
+    return urlsafe_b64encode(hashlib.sha256(file).digest()).rstrip(b"=").decode()
