@@ -27,7 +27,7 @@ class FusedRow:
     flow: FloatArray
     """(2, S, S), pixels of the crop, onset → apex, the head's motion removed."""
     head: RigidMotion
-    """What was removed: `flow` and its field together are the flow as it was solved."""
+    """What was removed: `flow + head.over(flow)` is the flow as it was solved."""
 
 
 @dataclass(frozen=True, slots=True)
