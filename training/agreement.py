@@ -22,7 +22,7 @@ from model.spec import ModelSpec, Score
 from model.verdict import judge
 from training.data.pairs import Pair, manifest_path, read_pairs
 from training.data.sources import UNUSABLE, read_frames
-from training.metrics import bootstrap_interval
+from training.metrics import share_interval
 from training.scored_people import Scored, choose_people
 
 __all__ = [
@@ -216,7 +216,7 @@ def agreement(
     """Count how many rows of (N, K) probabilities agree; `people` says whose each is."""
     gaps = np.nan_to_num(np.abs(expected - got).max(axis=1), nan=np.inf)
     within = gaps <= TOLERANCE
-    low, high = bootstrap_interval(lambda rows: float(within[rows].mean()), people)
+    low, high = share_interval(within.tolist(), people)
     exact = binomtest(int(within.sum()), len(within)).proportion_ci(0.95, method="exact")
     return Agreement(
         pairs=len(within),

@@ -145,7 +145,8 @@ def _metric(name: str) -> str:
 def _against(spec: ModelSpec, held_out: HeldOut, manifest: Path) -> str:
     return (
         f"{people_of(manifest, held_out.scored)}; against {spec.flow_backends[0]} and the "
-        f"{spec.precision} network on the CPU; OpenCV {cv2.__version__}, ONNX Runtime {ort.__version__}"
+        f"{spec.precision} network on the CPU; OpenCV {cv2.__version__}, "
+        f"ONNX Runtime {ort.__version__}"
     )
 
 

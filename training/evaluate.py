@@ -19,7 +19,7 @@ from training.data.labels import Labels
 from training.data.pairs import NOTHING, SYNTH_NOTE, Pair, manifest_path, read_pairs
 from training.data.prepare import Prepared, PreparedRow
 from training.files import write_text_atomically
-from training.metrics import bootstrap_weights, interval
+from training.metrics import share_interval
 from training.predictions import Prediction, write_predictions
 from training.preparing import prepare_pairs_folder
 from training.reliability import Reliability, reliability
@@ -312,20 +312,17 @@ def _abstained(answers: Sequence[Answer], spec: ModelSpec, kind: str) -> list[Ab
 def _abstained_share(
     answers: Sequence[Answer], spec: ModelSpec, kind: str, group: str
 ) -> Abstained:
-    people = sorted({each.row.pair.person for each in answers})
-    who = np.array([people.index(each.row.pair.person) for each in answers])
-    silent = np.array([each.verdict(spec).abstained for each in answers], np.float64)
-    weights = bootstrap_weights(len(people)).astype(np.float64)
-    drawn = weights @ np.bincount(who, silent) / (weights @ np.bincount(who))
-    low, high = interval(drawn)
+    people = [each.row.pair.person for each in answers]
+    silent = [each.verdict(spec).abstained for each in answers]
+    low, high = share_interval(silent, people)
     return Abstained(
         kind=kind,
         group=group,
-        value=float(silent.mean()),
+        value=float(np.mean(silent)),
         low=low,
         high=high,
         clips=len(answers),
-        people=len(people),
+        people=len(set(people)),
     )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "interval",
     "mean_of_known",
     "recall_of",
+    "share_interval",
     "uar",
     "uar_of",
     "uf1",
@@ -149,3 +150,14 @@ def bootstrap_interval(
         for weights in bootstrap_weights(len(rows), resamples, seed)
     ]
     return interval(np.asarray(scores, np.float64), level)
+
+
+def share_interval(hits: Sequence[bool], people: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of the share of clips that hit; `people` says whose each clip is.
+
+    People are drawn with replacement, as in `bootstrap_weights`.
+    """
+    names, who = np.unique(np.asarray(people), return_inverse=True)
+    weights = bootstrap_weights(len(names)).astype(np.float64)
+    hit = np.bincount(who, np.asarray(hits, np.float64))
+    return interval(weights @ hit / (weights @ np.bincount(who)))
