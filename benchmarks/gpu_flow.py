@@ -39,7 +39,8 @@ _FUSED = ("", ", tf32")
 
 def flow_rows(bench: Bench) -> list[Row]:
     """Return a row for each method and backend, at each batch size."""
-    rows, rates = [], {}
+    rows: list[Row] = []
+    rates: dict[str, float] = {}
     for batch in bench.batches:
         report_progress(f"flow, batch {batch}")
         rows += side_by_side(
@@ -53,7 +54,8 @@ def flow_rows(bench: Bench) -> list[Row]:
 
 def fused_rows(bench: Bench) -> list[Row]:
     """Return a row for each precision of the fused graph, at each batch size."""
-    rows, rates = [], {}
+    rows: list[Row] = []
+    rates: dict[str, float] = {}
     for batch in bench.batches:
         report_progress(f"fused, batch {batch}")
         ways = [_fused(bench, precision, batch) for precision in _FUSED]

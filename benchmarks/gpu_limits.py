@@ -26,7 +26,7 @@ import onnxruntime as ort
 from gpu_rows import NotHere, Row, attempt
 from numpy.typing import NDArray
 
-from model.runtime import Placement, Runtime
+from model.runtime import Device, Placement, Runtime
 
 __all__ = ["Ceilings", "Work", "count_work", "measure_ceilings", "per_batch", "torch_on"]
 
@@ -136,12 +136,12 @@ class Ceilings:
         return found
 
 
-def measure_ceilings(device: str, *, quick: bool) -> tuple[list[Row], Ceilings]:
+def measure_ceilings(device: Device, *, quick: bool) -> tuple[list[Row], Ceilings]:
     """Measure both limits, by ONNX Runtime and by torch; the larger of the two is the limit."""
-    section = "ceilings"
+    section, probe = "ceilings", _Probe(device=device, quick=quick)
     rows = [
-        attempt(section, "memory, ONNX Runtime", partial(_memory_ort, device, quick)),
-        attempt(section, "memory, torch", partial(_memory_torch, device, quick)),
+        attempt(section, "memory, ONNX Runtime", partial(_memory_ort, probe)),
+        attempt(section, "memory, torch", partial(_memory_torch, probe)),
     ]
     fastest = max((row.numbers.get("GB/s", 0.0) for row in rows), default=0.0)
     rates = {}
@@ -150,7 +150,7 @@ def measure_ceilings(device: str, *, quick: bool) -> tuple[list[Row], Ceilings]:
             attempt(
                 section,
                 f"arithmetic {precision}, {library}",
-                partial(measure, device, precision, quick),
+                partial(measure, probe, precision),
             )
             for library, measure in (("ONNX Runtime", _products_ort), ("torch", _products_torch))
         ]
@@ -160,35 +160,47 @@ def measure_ceilings(device: str, *, quick: bool) -> tuple[list[Row], Ceilings]:
     return rows, Ceilings(fastest * 1e9 or None, rates)
 
 
-def _extra_s(run: Callable[[int], object], turns: int, rounds: int) -> float:
-    """Return what one more turn takes: the difference between many turns and few."""
-    few, many = max(1, turns // 4), turns + max(1, turns // 4)
-    spent: dict[int, list[float]] = {few: [], many: []}
-    for count in spent:
-        run(count)
-    for _ in range(rounds):
-        for count, seconds in spent.items():
-            start = time.perf_counter()
+@dataclass(frozen=True, kw_only=True)
+class _Probe:
+    """How the ceilings of a device are measured."""
+
+    device: Device
+    quick: bool
+
+    @property
+    def floats(self) -> int:
+        """Of the tensor that is read and written: more than caches hold."""
+        return 2**24 if self.device == "cpu" else 2**27
+
+    @property
+    def side(self) -> int:
+        """Of the matrices that are multiplied."""
+        if self.device == "cpu":
+            return 512 if self.quick else 1024
+        return 8192
+
+    def extra_s(self, run: Callable[[int], object]) -> float:
+        """Return what one more turn takes: the difference between many turns and few."""
+        turns = 4 if self.device == "cpu" else 40
+        few, many = turns // 4, turns + turns // 4
+        spent: dict[int, list[float]] = {few: [], many: []}
+        for count in spent:
             run(count)
-            seconds.append(time.perf_counter() - start)
-    extra = (median(spent[many]) - median(spent[few])) / (many - few)
-    if extra <= 0:
-        raise NotHere("more turns took no longer than few: the machine is too busy to measure")
-    return extra
+        for _ in range(3 if self.quick else 7):
+            for count, seconds in spent.items():
+                start = time.perf_counter()
+                run(count)
+                seconds.append(time.perf_counter() - start)
+        extra = (median(spent[many]) - median(spent[few])) / (many - few)
+        if extra <= 0:
+            raise NotHere("more turns took no longer than few: the machine is too busy to measure")
+        return extra
 
 
-def _tensor_floats(device: str, quick: bool) -> int:  # noqa: FBT001 - as it comes
-    return 2**28 if device != "cpu" else 2**24 if quick else 2**26
-
-
-def _side(device: str, quick: bool) -> int:  # noqa: FBT001 - as it comes
-    return 8192 if device != "cpu" else 512 if quick else 1024
-
-
-def _memory_ort(device: str, quick: bool) -> dict[str, float]:  # noqa: FBT001 - as it comes
+def _memory_ort(probe: _Probe) -> dict[str, float]:
     from spox import Var  # noqa: PLC0415 - an extra of its own
 
-    size = _tensor_floats(device, quick)
+    size = probe.floats
 
     def first(op: Any) -> Var:  # noqa: ANN401 - a module
         return op.expand(_constant(op, np.float32(1)), _constant(op, np.array([size], np.int64)))
@@ -196,14 +208,14 @@ def _memory_ort(device: str, quick: bool) -> dict[str, float]:  # noqa: FBT001 -
     def turn(op: Any, value: Var) -> Var:  # noqa: ANN401 - a module
         return op.mul(value, _constant(op, np.float32(0.999)))
 
-    runtime = _looped(device, first, turn, Placement(device=device, strict=True))
-    seconds = _extra_s(partial(_turn, runtime), 4 if device == "cpu" else 40, 3 if quick else 7)
+    runtime = _looped(first, turn, Placement(device=probe.device, strict=True))
+    seconds = probe.extra_s(partial(_turn, runtime))
     return {"GB/s": 2 * 4 * size / seconds / 1e9}
 
 
-def _products_ort(device: str, precision: str, quick: bool) -> dict[str, float]:  # noqa: FBT001 - as it comes
-    _check_precision(device, precision)
-    side = _side(device, quick)
+def _products_ort(probe: _Probe, precision: str) -> dict[str, float]:
+    _check_precision(probe.device, precision)
+    side = probe.side
     kind = np.float16 if precision == "float16" else np.float32
     draw = np.random.default_rng(0)
     factor = (draw.standard_normal((side, side)) / math.sqrt(side)).astype(kind)
@@ -214,9 +226,9 @@ def _products_ort(device: str, precision: str, quick: bool) -> dict[str, float]:
     def turn(op: Any, value: Any) -> Any:  # noqa: ANN401 - spox's
         return op.matmul(value, _constant(op, factor))
 
-    placement = Placement(device=device, strict=True, tf32=precision == "tf32")
-    runtime = _looped(device, first, turn, placement)
-    seconds = _extra_s(partial(_turn, runtime), 4 if device == "cpu" else 40, 3 if quick else 7)
+    placement = Placement(device=probe.device, strict=True, tf32=precision == "tf32")
+    runtime = _looped(first, turn, placement)
+    seconds = probe.extra_s(partial(_turn, runtime))
     return {"TFLOP/s": _MAC * side**3 / seconds / 1e12}
 
 
@@ -230,7 +242,7 @@ def _constant(op: Any, value: Any) -> Any:  # noqa: ANN401 - spox's
 
 
 def _looped(
-    device: str, first: Callable[[Any], Any], turn: Callable[[Any, Any], Any], placement: Placement
+    first: Callable[[Any], Any], turn: Callable[[Any, Any], Any], placement: Placement
 ) -> Runtime:
     """Return a graph that turns so many times, and then gives the largest value alone."""
     try:
@@ -243,16 +255,16 @@ def _looped(
     (last,) = op.loop(turns, on, [first(op)], body=lambda _turn, _on, value: [on, turn(op, value)])
     result = op.reduce_max(op.cast(last, to=np.float32), keepdims=False)
     graph = build({"turns": turns}, {"largest": result})
-    return Runtime.open(graph.SerializeToString(), f"the {device}'s ceiling", placement)
+    return Runtime.open(graph.SerializeToString(), "a graph of the ceilings", placement)
 
 
 def _turn(runtime: Runtime, turns: int) -> None:
     runtime.run(["largest"], {"turns": np.array([turns], np.int64)})
 
 
-def _memory_torch(device: str, quick: bool) -> dict[str, float]:  # noqa: FBT001 - as it comes
-    torch = torch_on(device)
-    value = torch.ones(_tensor_floats(device, quick), device=device)
+def _memory_torch(probe: _Probe) -> dict[str, float]:
+    torch = torch_on(probe.device)
+    value = torch.ones(probe.floats, device=probe.device)
     other = torch.empty_like(value)
 
     def run(turns: int) -> None:
@@ -260,18 +272,18 @@ def _memory_torch(device: str, quick: bool) -> dict[str, float]:  # noqa: FBT001
             torch.mul(value, 0.999, out=other)
         other[0].item()
 
-    seconds = _extra_s(run, 4 if device == "cpu" else 40, 3 if quick else 7)
+    seconds = probe.extra_s(run)
     return {"GB/s": 2 * 4 * len(value) / seconds / 1e9}
 
 
-def _products_torch(device: str, precision: str, quick: bool) -> dict[str, float]:  # noqa: FBT001 - as it comes
-    _check_precision(device, precision)
-    torch = torch_on(device)
-    side = _side(device, quick)
+def _products_torch(probe: _Probe, precision: str) -> dict[str, float]:
+    _check_precision(probe.device, precision)
+    torch = torch_on(probe.device)
+    side = probe.side
     kind = torch.float16 if precision == "float16" else torch.float32
-    factor, first = torch.randn(2, side, side, device=device, dtype=kind) / math.sqrt(side)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    factor, first = torch.randn(2, side, side, device=probe.device, dtype=kind) / math.sqrt(side)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
     def run(turns: int) -> None:
         value = first
@@ -280,9 +292,9 @@ def _products_torch(device: str, precision: str, quick: bool) -> dict[str, float
         value[0, 0].item()
 
     try:
-        seconds = _extra_s(run, 4 if device == "cpu" else 40, 3 if quick else 7)
+        seconds = probe.extra_s(run)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
     return {"TFLOP/s": _MAC * side**3 / seconds / 1e12}
 
 

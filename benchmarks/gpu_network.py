@@ -3,7 +3,8 @@
 Every run begins with arrays on the host and ends with probabilities on the host, as serving does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -36,7 +37,8 @@ _NAMES = (
 
 def network_rows(bench: Bench) -> list[Row]:
     """Return a row for each way to run the network, at each batch size."""
-    rows, rates = [], {}
+    rows: list[Row] = []
+    rates: dict[str, float] = {}
     opened: dict[str, Network] = {}
     for batch in bench.batches:
         report_progress(f"network, batch {batch}")
@@ -132,19 +134,25 @@ def _open_torch(bench: Bench, name: str) -> Network:
     forward = torch.compile(network, dynamic=False) if compiled else network
 
     def run(image: FloatArray, flow: FloatArray) -> FloatArray:
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        try:
-            with torch.inference_mode():
-                arrays = (torch.from_numpy(array).to(bench.device, kind) for array in (image, flow))
-                logits = forward(*arrays).float() / bench.spec.temperature
-                shares: FloatArray = logits.softmax(dim=1).cpu().numpy()
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        with _tf32(torch, allowed=precision == "tf32"), torch.inference_mode():
+            arrays = (torch.from_numpy(array).to(bench.device, kind) for array in (image, flow))
+            logits = forward(*arrays).float() / bench.spec.temperature
+            shares: FloatArray = logits.softmax(dim=1).cpu().numpy()
         return shares
 
     return run
+
+
+@contextmanager
+def _tf32(torch: Any, *, allowed: bool) -> Iterator[None]:  # noqa: ANN401 - the module
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _torch_network(bench: Bench) -> Any:  # noqa: ANN401 - torch's module

@@ -34,6 +34,7 @@ _COMPARED: tuple[tuple[str, FlowBackend], ...] = (
     ("tvl1, more steps, median 3", "onnx"),
     ("tvl1, more steps, median 3", "opencv-cuda"),
     ("farneback", "opencv-cuda"),
+    ("brox", "opencv-cuda"),
 )
 
 

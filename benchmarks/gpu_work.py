@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model.decode import decode_image
 from model.face import FaceFinder
 from model.pipeline import AlignedPair, Crops, Preprocessor, network_inputs
-from model.runtime import Placement
+from model.runtime import Device, Placement
 from model.session import Session
 from model.spec import FlowBackend, FlowMethod, ModelSpec, load_spec
 
@@ -64,7 +64,7 @@ class Bench:
     """One run of the benchmark."""
 
     model: Path
-    device: str
+    device: Device
     frames: list[Frames]
     """Decoded pairs, each with a face."""
     batches: tuple[int, ...]
