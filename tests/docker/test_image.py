@@ -64,13 +64,14 @@ def test_the_cpu_image_installs_what_serving_needs_and_nothing_else() -> None:
     assert read_requirements("cpu").keys() == DEPENDENCIES["closure"](wanted).keys()
 
 
-def test_the_gpu_image_differs_in_onnx_runtime_and_nvidias_libraries() -> None:
+def test_the_gpu_image_differs_in_onnx_runtime_nvidias_libraries_and_the_flow_on_the_gpu() -> None:
     cpu, gpu = read_requirements("cpu"), read_requirements("gpu")
     assert cpu.items() - gpu.items() == {("onnxruntime", cpu["onnxruntime"])}
     more = gpu.keys() - cpu.keys()
     assert "onnxruntime-gpu" in more
-    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-ml-py"} <= more
-    assert all(name.startswith("nvidia-") for name in more - {"onnxruntime-gpu"})
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-ml-py", "nvidia-npp"} <= more
+    flow = DEPENDENCIES["closure"](PROJECT["optional-dependencies"]["onnx-flow"]).keys()
+    assert all(name.startswith("nvidia-") for name in more - flow - {"onnxruntime-gpu"})
 
 
 def test_the_label_has_the_version_of_the_project() -> None:
