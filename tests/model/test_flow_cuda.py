@@ -18,16 +18,23 @@ from model.spec import FlowMethod
 
 SIDE = 96
 SHAPE = (SIDE, SIDE)
-SMALL = {"scalesNumber": 2, "warpingsNumber": 2, "outerIterations": 2, "innerIterations": 4}
+SMALL = {
+    "scalesNumber": 2,
+    "scaleStep": 0.5,
+    "warpingsNumber": 2,
+    "outerIterations": 2,
+    "innerIterations": 4,
+    "medianFiltering": 1,
+}
 METHODS = {
-    "tvl1": FlowMethod(algorithm="tvl1", parameters=SMALL | {"scaleStep": 0.5}),
+    "tvl1": FlowMethod(algorithm="tvl1", parameters=SMALL),
     "farneback": FlowMethod(algorithm="farneback"),
     "brox": FlowMethod(algorithm="brox"),
 }
 ON_CPU = {
     "tvl1": FlowMethod(
         algorithm="tvl1",
-        parameters=SMALL | {"scaleStep": 0.5, "medianFiltering": 1, "epsilon": 0.0},
+        parameters=SMALL | {"epsilon": 0.0},
     ),
     "farneback": METHODS["farneback"],
     "brox": FlowMethod(algorithm="dis"),
@@ -149,6 +156,19 @@ def test_iterations_are_the_cpus_outer_times_inner_ones_and_none_is_left_out(
     assert {name: asked[name] for name in same} == {
         name: getattr(on_cpu, f"get{cpu}")() for name, cpu in same.items()
     }
+
+
+@pytest.mark.parametrize(("given", "window"), [({"medianFiltering": 3}, 3), ({}, 5)])
+def test_the_median_filter_that_the_gpu_lacks_goes_over_the_whole_flow(
+    device: Device, given: dict[str, int], window: int
+) -> None:
+    onset, apex, _ = pair(0)
+    rest = {name: value for name, value in SMALL.items() if name != "medianFiltering"}
+    flow = CudaFlow(FlowMethod(algorithm="tvl1", parameters=rest | given), SIDE).solve(onset, apex)
+    unfiltered = compute_flow(onset, apex, ON_CPU["tvl1"])
+    for part, whole in zip(flow, unfiltered, strict=True):
+        np.testing.assert_array_equal(part, cv2.medianBlur(whole, window))
+    assert device.faults == []
 
 
 @pytest.mark.parametrize(
