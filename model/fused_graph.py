@@ -57,8 +57,10 @@ def fused_graph(path: Path, spec: ModelSpec) -> onnx.ModelProto:
 def _network(path: Path) -> onnx.ModelProto:
     try:
         network = onnx.load(path)
-    except DecodeError:
-        raise ModelError(f"{path.name} is not an ONNX model") from None
+        onnx.checker.check_model(network)
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        fault = str(error).partition("\n")[0]
+        raise ModelError(f"{path.name} is not a valid ONNX model: {fault}") from None
     taken = {value.name for value in network.graph.input}
     given = [value.name for value in network.graph.output]
     if taken != _NETWORK_INPUTS or given != ["logits"]:

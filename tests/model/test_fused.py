@@ -188,7 +188,18 @@ def test_a_file_that_changed_since_its_spec_was_read_is_refused(tmp_path: Path) 
 def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path) -> None:
     path = tiny(tmp_path)
     path.write_bytes(b"not a model")
-    with pytest.raises(ModelError, match="not an ONNX model"):
+    with pytest.raises(ModelError, match="not a valid ONNX model"):
+        fused_graph(path, tiny_spec(flow=SHORT))
+
+
+def test_a_network_whose_nodes_are_in_no_order_is_refused(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    model = onnx.load(path)
+    nodes = list(model.graph.node)
+    model.graph.ClearField("node")
+    model.graph.node.extend(reversed(nodes))
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="topologically sorted"):
         fused_graph(path, tiny_spec(flow=SHORT))
 
 
