@@ -4,13 +4,16 @@
 
 PAIRS is a folder that `mfdan-train synth` wrote: its true flow is the yardstick. Every method
 meets the same aligned crops in turn, so that the cost ratios hold on a noisy machine.
-Errors are relative to the pair's peak displacement; medians over pairs.
+Errors are relative to the pair's peak displacement; medians over pairs. The rows named onnx are
+the backend of that name on the CPU, one pair or eight at once; as it has no use for `epsilon`,
+OpenCV's TV-L1 is also asked for all its iterations (epsilon 0).
 """
 
 import argparse
 import csv
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -21,9 +24,13 @@ from report import heading
 from model.decode import decode_image
 from model.face import FaceFinder, align, similarity_transform
 from model.flow import compute_flow, magnitude, to_grey
+from model.flow_onnx import OnnxFlow
+from model.runtime import Placement
 from model.spec import DEFAULT_FLOW, Alignment, FlowMethod
 
 SIZE = 224
+TOGETHER = 8
+"""Pairs that a row of the backend `onnx` takes at once."""
 
 
 def tvl1(scales: int, warps: int, outer: int, inner: int, median: int) -> FlowMethod:
@@ -55,6 +62,12 @@ METHODS = {
     "dis fast": FlowMethod(algorithm="dis", parameters={"preset": "fast"}),
     "dis ultrafast": FlowMethod(algorithm="dis", parameters={"preset": "ultrafast"}),
 }
+ON_ONNX = (
+    "tvl1 3 scales, 2 warps, 3x10, median 3",
+    "tvl1 3 scales, 2 warps, 2x8, median 5",
+    "tvl1 3 scales, 2 warps, 2x8",
+    "tvl1 2 scales, 2 warps, 2x8",
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,58 @@ def _to_crop(flow: NDArray[np.float16], transform: NDArray[np.float64]) -> NDArr
     return np.tensordot(transform[:, :2], np.stack(channels), axes=1).astype(np.float32)
 
 
+Solver = Callable[[Sequence["Case"]], Iterable[NDArray[np.float32]]]
+
+
+def by_opencv(method: FlowMethod) -> Solver:
+    """Solve cases one after another."""
+    return lambda cases: [compute_flow(case.onset, case.apex, method) for case in cases]
+
+
+def by_onnx(flow: OnnxFlow) -> Solver:
+    """Solve cases all at once."""
+    return lambda cases: flow.solve_batch(
+        np.stack([case.onset for case in cases]), np.stack([case.apex for case in cases])
+    )
+
+
+def open_rows() -> dict[str, tuple[Solver, int]]:
+    """Return who solves each row, and how many pairs at once."""
+    rows = {name: (by_opencv(method), 1) for name, method in METHODS.items()}
+    for name in ON_ONNX:
+        method = METHODS[name]
+        whole = replace(method, parameters={**method.parameters, "epsilon": 0})
+        flow = OnnxFlow.open(method, SIZE, Placement(threads=1))
+        rows[f"{name}, epsilon 0"] = by_opencv(whole), 1
+        rows[f"{name}, onnx"] = by_onnx(flow), 1
+        rows[f"{name}, onnx, {TOGETHER} at once"] = by_onnx(flow), TOGETHER
+    return rows
+
+
+@dataclass
+class Figures:
+    """What is measured of one row, a value for each pair."""
+
+    moving: list[np.float32] = field(default_factory=list)
+    still: list[np.float32] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(cases: Sequence[Case], solve: Solver, at_once: int, figures: Figures) -> None:
+    """Solve cases, so many at once, and note errors and times."""
+    for first in range(0, len(cases), at_once):
+        batch = cases[first : first + at_once]
+        start = time.perf_counter()
+        flows = solve(batch)
+        figures.seconds.extend([(time.perf_counter() - start) / len(batch)] * len(batch))
+        for case, flow in zip(batch, flows, strict=True):
+            strength = magnitude(case.expression)
+            peak = strength.max()
+            error = magnitude(flow - case.total) / peak
+            figures.moving.append(error[strength > 0.3 * peak].mean())
+            figures.still.append(error[strength < 0.05 * peak].mean())
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -106,26 +171,18 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     cases = load_cases(arguments.folder, arguments.pairs)
-    moving = {name: [] for name in METHODS}
-    still = {name: [] for name in METHODS}
-    seconds = {name: [] for name in METHODS}
-    for case in cases:
-        strength = magnitude(case.expression)
-        peak = strength.max()
-        for name, method in METHODS.items():
-            start = time.perf_counter()
-            flow = compute_flow(case.onset, case.apex, method)
-            seconds[name].append(time.perf_counter() - start)
-            error = magnitude(flow - case.total) / peak
-            moving[name].append(error[strength > 0.3 * peak].mean())
-            still[name].append(error[strength < 0.05 * peak].mean())
+    rows = open_rows()
+    figures = {name: Figures() for name in rows}
+    for first in range(0, len(cases), TOGETHER):
+        for name, (solve, at_once) in rows.items():
+            measure(cases[first : first + TOGETHER], solve, at_once, figures[name])
     print(heading(f"Flow against the true flow of {len(cases)} synthetic pairs, {SIZE} px crops"))
-    print(f"{'method':42} {'moving':>7} {'still':>7} {'ms':>7} {'cost':>7}")
-    reference = np.median(seconds["dis medium (default)"])
-    for name in METHODS:
-        took = np.median(seconds[name])
+    print(f"{'method':58} {'moving':>7} {'still':>7} {'ms':>7} {'cost':>7}")
+    reference = np.median(figures["dis medium (default)"].seconds)
+    for name, of in figures.items():
+        took = np.median(of.seconds)
         print(
-            f"{name:42} {np.median(moving[name]):7.3f} {np.median(still[name]):7.3f} "
+            f"{name:58} {np.median(of.moving):7.3f} {np.median(of.still):7.3f} "
             f"{took * 1e3:7.1f} {took / reference:6.1f}x"
         )
 
