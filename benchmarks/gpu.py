@@ -70,7 +70,8 @@ def aims_of(rows: Sequence[Row], device: str) -> list[Aim]:
     frames = [row for row in rows if row.section == "end to end" and row.name.endswith("frames")]
     rates = _found(frames, "pairs/s")
     single = _found([row for row in frames if row.batch == 1], "ms")
-    batched = _found(_named(rows, "flow", "tvl1, onnx"), "pairs/s")
+    graphs = ("tvl1, onnx", "tvl1, onnx, CUDA graphs")
+    batched = [rate for name in graphs for rate in _found(_named(rows, "flow", name), "pairs/s")]
     alone = _found(_named(rows, "flow", "tvl1, opencv-cuda")[:1], "pairs/s")
     ways = ("tvl1, fused", "tvl1, opencv-cuda", "network, float32")
     near = [

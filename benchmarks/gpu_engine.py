@@ -33,6 +33,7 @@ _WAYS: tuple[tuple[str, FlowBackend], ...] = (
     ("tvl1", "opencv-cuda"),
     ("tvl1", "onnx"),
 )
+_CUDA_GRAPHS = ", CUDA graphs"
 _SENT: tuple[Literal["frames", "JPEG"], ...] = ("frames", "JPEG")
 _SINGLES = 30
 
@@ -42,18 +43,21 @@ class _Way:
     bench: Bench
     flow: str
     backend: FlowBackend
+    cuda_graphs: bool = False
 
     def name(self, sent: str) -> str:
         fused = ", fused" if self.backend == "onnx" else ""
-        return f"{self.flow} {self.backend}{fused}, from {sent}"
+        replayed = _CUDA_GRAPHS if self.cuda_graphs else ""
+        return f"{self.flow} {self.backend}{fused}{replayed}, from {sent}"
 
 
 def engine_rows(bench: Bench) -> list[Row]:
     """Return a row for each flow, sort of upload, and number of pairs at once (column batch)."""
     rows = []
-    for flow, backend in _WAYS:
-        way = _Way(bench=bench, flow=flow, backend=backend)
-        report_progress(f"end to end, {flow}, {backend}")
+    ways = [_Way(bench=bench, flow=flow, backend=backend) for flow, backend in _WAYS]
+    ways.append(_Way(bench=bench, flow="tvl1", backend="onnx", cuda_graphs=True))
+    for way in ways:
+        report_progress(f"end to end, {way.name('frames and JPEG')}")
         rows += _measured(way)
     return rows
 
@@ -90,6 +94,8 @@ def _settings(way: _Way) -> Settings:
     bench = way.bench
     if way.backend == "opencv-cuda":
         bench.check_gpu("opencv-cuda")
+    if way.cuda_graphs:
+        bench.check_gpu("a CUDA graph")
     path, _ = bench.model_with_flow(way.flow)
     return Settings(
         models_dir=path,
@@ -97,6 +103,7 @@ def _settings(way: _Way) -> Settings:
         device=bench.device,
         strict_gpu=True,
         flow=way.backend,
+        cuda_graphs=way.cuda_graphs,
         batch_sizes=tuple(sorted({1, 2, 4, 8, *bench.batches})),
         queue_items=1024,
     )

@@ -34,7 +34,8 @@ _SOLVED: tuple[tuple[str, FlowBackend], ...] = (
     ("dis", "opencv-cpu"),
     ("brox", "opencv-cuda"),
 )
-_FUSED = ("", ", tf32")
+_CUDA_GRAPHS = ", CUDA graphs"
+_FUSED = ("", ", tf32", _CUDA_GRAPHS, ", tf32" + _CUDA_GRAPHS)
 
 
 def flow_rows(bench: Bench) -> list[Row]:
@@ -45,7 +46,10 @@ def flow_rows(bench: Bench) -> list[Row]:
         report_progress(f"flow, batch {batch}")
         rows += side_by_side(
             "flow",
-            [_solved(bench, name, backend, batch) for name, backend in _SOLVED],
+            [
+                *(_solved(bench, name, backend, batch) for name, backend in _SOLVED),
+                _solved(bench, "tvl1", "onnx", batch, cuda_graphs=True),
+            ],
             bench.pace,
             rates,
         )
@@ -63,10 +67,12 @@ def fused_rows(bench: Bench) -> list[Row]:
     return rows
 
 
-def _solved(bench: Bench, name: str, backend: FlowBackend, batch: int) -> Contender:
+def _solved(
+    bench: Bench, name: str, backend: FlowBackend, batch: int, *, cuda_graphs: bool = False
+) -> Contender:
     def start() -> Callable[[], object]:
         if backend == "onnx":
-            return _batched(bench, name, batch)
+            return _batched(bench, name, batch, cuda_graphs=cuda_graphs)
         return _one_by_one(bench, name, backend, batch)
 
     def shares(seconds: float) -> dict[str, float]:
@@ -75,12 +81,16 @@ def _solved(bench: Bench, name: str, backend: FlowBackend, batch: int) -> Conten
         work = per_batch(partial(_flow_work, name, bench.spec.input_size), batch)
         return bench.ceilings.shares(work, "float32", seconds)
 
-    return Contender(name=f"{name}, {backend}", pairs=batch, open=start, shares=shares)
+    replayed = _CUDA_GRAPHS if cuda_graphs else ""
+    return Contender(name=f"{name}, {backend}{replayed}", pairs=batch, open=start, shares=shares)
 
 
-def _batched(bench: Bench, name: str, batch: int) -> Callable[[], object]:
+def _batched(bench: Bench, name: str, batch: int, *, cuda_graphs: bool) -> Callable[[], object]:
+    if cuda_graphs:
+        bench.check_gpu("a CUDA graph")
+    flow = onnx_flow(bench, name, cuda_graphs=cuda_graphs)
     _, onsets, apexes, _ = _stacked(bench, batch)
-    return partial(onnx_flow(bench, name).solve_batch, onsets, apexes)
+    return partial(flow.solve_batch, onsets, apexes)
 
 
 def _one_by_one(bench: Bench, name: str, backend: FlowBackend, batch: int) -> Callable[[], object]:
@@ -103,13 +113,15 @@ def _stacked(bench: Bench, batch: int) -> Arrays:
 def _fused(bench: Bench, precision: str, batch: int) -> Contender:
     def start() -> Callable[[], object]:
         if precision:
-            bench.check_gpu("tf32")
-        graph = fused_model(bench, "tvl1", tf32=bool(precision))
+            bench.check_gpu(precision.removeprefix(", "))
+        graph = fused_model(
+            bench, "tvl1", tf32="tf32" in precision, cuda_graphs=precision.endswith(_CUDA_GRAPHS)
+        )
         return partial(graph.run, *_stacked(bench, batch))
 
     def shares(seconds: float) -> dict[str, float]:
         work = per_batch(partial(_fused_work, bench), batch)
-        return bench.ceilings.shares(work, "tf32" if precision else "float32", seconds)
+        return bench.ceilings.shares(work, "tf32" if "tf32" in precision else "float32", seconds)
 
     return Contender(name=f"tvl1 and network{precision}", pairs=batch, open=start, shares=shares)
 

@@ -99,13 +99,17 @@ def open_network(bench: Bench, precision: str, *, cuda_graphs: bool = False) -> 
     """
     placement = bench.placement(tf32=precision == "tf32", cuda_graphs=cuda_graphs)
     if precision == "float16":
-        return _halved(bench, placement).run
-    if precision == "tensorrt":
+        session = _halved(bench, placement)
+    elif precision == "tensorrt":
         bench.check_gpu("TensorRT")
-        return Session.open(bench.model, placement=replace(placement, device="tensorrt")).run
-    if precision == "tf32":
-        bench.check_gpu("tf32")
-    return Session.open(bench.model, placement=placement).run
+        session = Session.open(bench.model, placement=replace(placement, device="tensorrt"))
+    else:
+        if precision == "tf32":
+            bench.check_gpu("tf32")
+        session = Session.open(bench.model, placement=placement)
+    if cuda_graphs:
+        bench.check_captured(session)
+    return session.run
 
 
 def _halved(bench: Bench, placement: Placement) -> Session:

@@ -70,15 +70,23 @@ def solver_of(bench: Bench, name: str, backend: FlowBackend) -> Solver:
 
 
 @cache
-def onnx_flow(bench: Bench, name: str) -> OnnxFlow:
+def onnx_flow(bench: Bench, name: str, *, cuda_graphs: bool = False) -> OnnxFlow:
     """Return the graph of a method, on the device: building it takes longer than running it."""
-    return OnnxFlow.open(METHODS[name], bench.spec.input_size, bench.placement())
+    placement = bench.placement(cuda_graphs=cuda_graphs)
+    flow = OnnxFlow.open(METHODS[name], bench.spec.input_size, placement)
+    if cuda_graphs:
+        bench.check_captured(flow)
+    return flow
 
 
 @cache
-def fused_model(bench: Bench, name: str, *, tf32: bool = False) -> Fused:
+def fused_model(bench: Bench, name: str, *, tf32: bool = False, cuda_graphs: bool = False) -> Fused:
     """Return flow and network as one graph, on the device."""
-    return Fused.open(*bench.model_with_flow(name), bench.placement(tf32=tf32))
+    placement = bench.placement(tf32=tf32, cuda_graphs=cuda_graphs)
+    fused = Fused.open(*bench.model_with_flow(name), placement)
+    if cuda_graphs:
+        bench.check_captured(fused)
+    return fused
 
 
 def _flow(bench: Bench, name: str, backend: FlowBackend) -> dict[str, float]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from model.decode import decode_image
 from model.face import FaceFinder
+from model.flow_onnx import OnnxFlow
+from model.fused import Fused
 from model.pipeline import AlignedPair, Crops, Preprocessor, network_inputs
 from model.runtime import Device, Placement
 from model.session import Session
@@ -126,6 +128,11 @@ class Bench:
         """Return the (N, K) probabilities of the network on the CPU."""
         rows = [self.cpu.run(*(array[None] for array in self.inputs(pair))) for pair in pairs]
         return np.concatenate(rows)
+
+    def check_captured(self, graph: Session | Fused | OnnxFlow) -> None:
+        """Raise NotHere where runs of the graph are not replayed as CUDA graphs."""
+        if not graph.captures:
+            raise NotHere("ONNX Runtime cannot capture this graph for CUDA")
 
     def check_gpu(self, what: str) -> None:
         """Raise NotHere where the benchmark runs on the CPU."""

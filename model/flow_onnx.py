@@ -62,6 +62,11 @@ class OnnxFlow:
         """Whether a GPU was asked for and not got."""
         return self._runtime.fell_back
 
+    @property
+    def captures(self) -> bool:
+        """Whether runs are replayed as CUDA graphs."""
+        return self._runtime.captures
+
     def solve(self, onset: NDArray[np.uint8], apex: NDArray[np.uint8]) -> FloatArray:
         """Estimate the flow that carries the onset to the apex.
 

@@ -64,6 +64,11 @@ class Fused:
         """Whether a GPU was asked for and not got."""
         return self._runtime.fell_back
 
+    @property
+    def captures(self) -> bool:
+        """Whether runs are replayed as CUDA graphs."""
+        return self._runtime.captures
+
     def run(
         self,
         onset: NDArray[np.uint8],

@@ -43,6 +43,11 @@ class Session:
         """Whether a GPU was asked for and not got."""
         return self._runtime.fell_back
 
+    @property
+    def captures(self) -> bool:
+        """Whether runs are replayed as CUDA graphs."""
+        return self._runtime.captures
+
     @classmethod
     def open(cls, path: Path, placement: Placement = _HERE) -> "Session":
         """Load an ONNX file and the spec beside it, by default on the CPU.
