@@ -13,18 +13,15 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import spox.opset.ai.onnx.v20 as op
-from numpy.typing import NDArray
 from spox import Tensor, Var, argument, build, inline
 
 __all__ = ["Tvl1Parameters", "scale_sides", "tvl1"]
 
-FloatArray: TypeAlias = NDArray[np.float32]
-
 _OPSET = 20
 _SMALLEST_SIDE = 16
 _UNROLLED_STEPS = 256
-"""Up to so many iterations stand in the graph one after another. Above it the inner ones are a
-Loop: the graph stays small, but ONNX Runtime comes back to the host for every iteration and
+"""Up to so many iterations stand in the graph one after another. Above it they are
+Loops: the graph stays small, but ONNX Runtime comes back to the host for every iteration and
 cannot capture the graph for CUDA."""
 _NO_GRADIENT: Final = float(np.finfo(np.float32).eps)
 """Squared grey levels per pixel: OpenCV moves no pixel with less by its brightness."""
@@ -70,7 +67,10 @@ class Tvl1Parameters:
         for name in _IGNORED.keys() & parameters.keys() - {"epsilon"}:
             if parameters[name] != _IGNORED[name]:
                 raise ValueError(f"TV-L1 as ONNX takes no {name} but {_IGNORED[name]}")
-        return cls(**{fields[name]: parameters[name] for name in parameters.keys() & fields.keys()})
+        given = {name: parameters[name] for name in parameters.keys() & fields.keys()}
+        for name, value in given.items():
+            _check_number(name, value, whole=fields[name] in _WHOLE)
+        return cls(**{fields[name]: value for name, value in given.items()})
 
 
 _SETTERS = {
@@ -84,7 +84,17 @@ _SETTERS = {
     "scale_step": "scaleStep",
     "median": "medianFiltering",
 }
+_WHOLE = {"scales", "warps", "outer", "inner", "median"}
 _IGNORED = {"epsilon": 0.01, "gamma": 0, "useInitialFlow": False}
+
+
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        wanted = "a whole number" if whole else "a number"
+        raise ValueError(  # noqa: TRY004 - a spec is wrong, not a call
+            f"TV-L1 needs {wanted} for {name}, not {value!r}"
+        )
 
 
 def scale_sides(parameters: Tvl1Parameters, size: int) -> list[int]:

@@ -121,6 +121,7 @@ def test_a_loop_and_a_row_of_iterations_give_the_same_flow(monkeypatch: pytest.M
     method = FlowMethod(algorithm="tvl1", parameters=SETS["no median"])
     graph = flow_model(method, SIDE)
     assert "Loop" in {node.op_type for node in graph.graph.node}
+    assert without_cuda_kernel(graph) == set()
     looped = OnnxFlow.open(method, SIDE, ONE_THREAD).solve(onset, apex)
     np.testing.assert_allclose(looped, solver("no median").solve(onset, apex), atol=1e-4)
 
@@ -192,6 +193,8 @@ def test_the_pyramid_has_opencv_s_sides() -> None:
         ({"scaleStep": 1.0}, "scaleStep between 0 and 1"),
         ({"innerIterations": 0}, "innerIterations above 0"),
         ({"lambda": -1.0}, "lambda above 0"),
+        ({"innerIterations": 2.5}, "whole number for innerIterations, not 2.5"),
+        ({"tau": "0.25"}, "number for tau, not '0.25'"),
     ],
 )
 def test_a_parameter_that_cannot_be_followed_is_named(extra: dict[str, Any], words: str) -> None:
