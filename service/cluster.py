@@ -291,7 +291,8 @@ def _of_this_machine(error: Exception) -> str:
 
 
 def _cards(settings: Settings) -> int:
-    return 0 if settings.device == "cpu" else 1
+    """Return how many GPUs a worker needs: Ray hides all others from it."""
+    return int(settings.device != "cpu" or settings.flow == "opencv-cuda")
 
 
 def _size(

@@ -175,7 +175,8 @@ def _print(answer: Answer) -> None:
     for face in answer.faces:
         say.print(_face_table(face, answer.spec))
     name, total = answer.spec, answer.timings_ms["total"]
-    say.print(f"{name.name} {name.version} · {answer.provider} · {total:.0f} ms")
+    ran = f"{answer.provider}, flow by {answer.flow_backend}"
+    say.print(f"{name.name} {name.version} · {ran} · {total:.0f} ms")
 
 
 def _face_table(face: FaceAnswer, spec: ModelSpec) -> Table:

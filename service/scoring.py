@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from model.errors import InputError
+from model.errors import FlowFailed, InputError
 from model.movement import Motion
 from model.pipeline import Quality
 from model.session import Session
@@ -89,6 +89,8 @@ _MODEL: Columns = {
     "model_version": str,
     "model_sha256": str,
     "mfdan_version": str,
+    "provider": str,
+    "flow_backend": str,
 }
 
 
@@ -187,6 +189,8 @@ def rows_of(source: Source, answer: Answer) -> list[Row]:
         "faces": len(answer.faces),
         **_clip_cells(answer.clip),
         **_model_of(answer.spec),
+        "provider": answer.provider,
+        "flow_backend": answer.flow_backend,
     }
     rows = [
         {**shared, **cells, "warnings": " ".join((*answer.warnings, *warnings))}
@@ -244,7 +248,7 @@ def _stamp(source: Source) -> Stamp:
 
 
 def _fault(error: Exception) -> tuple[str, str]:
-    if isinstance(error, InputError | DeadlineExceeded):
+    if isinstance(error, InputError | DeadlineExceeded | FlowFailed):
         return error.code, str(error)
     if isinstance(error, _BadSource):
         return "bad_source", str(error)

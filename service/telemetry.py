@@ -70,7 +70,8 @@ class Telemetry(Observer):
         self.log.info("started", **_start_facts(settings, engine))
         for name in engine.models:
             self._loaded(name)
-        if settings.device != "cpu" and not watch_gpu_memory(self.registry):
+        by_opencv = any(one.flow_backend == "opencv-cuda" for one in engine.models.values())
+        if (settings.device != "cpu" or by_opencv) and not watch_gpu_memory(self.registry):
             self.log.warning("the GPU's memory cannot be measured")
 
     def waited(self, what: Wait, seconds: float) -> None:
