@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -112,11 +112,14 @@ def write_bundled(folder: Path) -> None:
     spec_path(path).write_text(replace(spec, onnx_sha256=file_sha256(path)).to_json())
 
 
-def face_frames(smile: float, brow_lift: float = 0.0) -> Frames:
+@cache
+def drawn(smile: float, brow_lift: float) -> Image:
     place = {"centre": (160.0, 110.0), "eye_distance": 50.0}
-    scene = background(240, 320)
-    apex = draw_face(scene, **place, smile=smile, brow_lift=brow_lift)
-    return Frames(draw_face(scene, **place), apex)
+    return draw_face(background(240, 320), **place, smile=smile, brow_lift=brow_lift)
+
+
+def face_frames(smile: float, brow_lift: float = 0.0) -> Frames:
+    return Frames(drawn(0.0, 0.0), drawn(smile, brow_lift))
 
 
 def shares(answer: Answer) -> list[float]:
@@ -152,7 +155,7 @@ def test_a_hundred_pairs_at_once_each_get_their_own_answer(
     make: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faces are found once of each kind: that takes longer than all that is tried here."""
-    kinds = [face_frames(smile, lift) for smile in (0.8, 2.4) for lift in (0.0, 1.5, 3.0)]
+    kinds = [face_frames(smile, lift) for smile in (0.0, 2.0) for lift in (0.0, 2.0)]
     crop, kept = engine_module.crop_pair, {}
 
     def crop_once(preprocessor: object, sent: Frames, *rest: object) -> CroppedPair:
