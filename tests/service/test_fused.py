@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import shutil
 import threading
@@ -18,6 +19,9 @@ import onnxruntime
 import pytest
 from drawn_face import background, draw_face
 from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from serving import Listener, MakeSettings, Pictures, until
 from tiny_model import tiny_spec, write_tiny_model
 
@@ -194,6 +198,29 @@ def test_the_stages_of_a_fused_pair_are_told_in_their_order(make: MakeSettings) 
     at = answer.moments
     assert at.asked_ns < at.begun_ns < at.prepared_ns < at.inferred_ns < at.resumed_ns
     assert at.resumed_ns < at.answered_ns
+
+
+def test_the_spans_of_a_fused_pair_follow_one_another_and_tell_both_waits(
+    make: MakeSettings, pictures: Pictures
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    with serving(make(), provider) as client:
+        assert client.post("/predict", files=pictures.pair).is_success
+    finished = spans.get_finished_spans()
+    (predict,) = (span for span in finished if span.name == "predict")
+    below = [
+        span
+        for span in finished
+        if span.parent is not None and span.parent.span_id == predict.context.span_id
+    ]
+    stages = ["wait", "decode", "detect", "align", "infer", "wait", "flow", "quality"]
+    assert [span.name for span in below] == stages
+    for earlier, later in itertools.pairwise(below):
+        assert earlier.end_time <= later.start_time
+    assert predict.start_time == below[0].start_time
+    assert below[-1].end_time <= predict.end_time
 
 
 def test_a_pair_without_a_face_is_answered_without_a_run(make: MakeSettings) -> None:
@@ -419,8 +446,8 @@ def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings)) as client:
+def serving(settings: Settings, provider: TracerProvider | None = None) -> Iterator[TestClient]:
+    with TestClient(create_app(settings, tracer_provider=provider)) as client:
         client.portal.call(client.app_state["engine"].warmed_up)
         yield client
 
