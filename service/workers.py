@@ -76,6 +76,7 @@ class Workers:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._jobs: deque[_Job[Any]] = deque()
+        self._jobs_ahead: deque[_Job[Any]] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._closing = False
         self._workers: list[_Worker] = []
@@ -106,18 +107,15 @@ class Workers:
     ) -> Future[T]:
         """Have a worker call `work`; past `limit_s` of it the worker counts as overdue.
 
-        What goes `ahead` is taken before all that waits. What is cancelled before it began leaves
-        the queue at once. Raises: Closed.
+        What goes `ahead` is taken before all else that waits, in the order in which it came. What
+        is cancelled before it began leaves the queue at once. Raises: Closed.
         """
         job = _Job(work, limit_s)
         job.answer.add_done_callback(self._forget)
         with self._lock:
             if self._closing:
                 raise Closed("the service is shutting down")
-            if ahead:
-                self._jobs.appendleft(job)
-            else:
-                self._jobs.append(job)
+            (self._jobs_ahead if ahead else self._jobs).append(job)
         self._wake.put(None)
         return job.answer
 
@@ -141,7 +139,8 @@ class Workers:
         end = time.monotonic() + timeout_s
         for thread in self.threads:
             thread.join(max(0.0, end - time.monotonic()))
-        for job in self._jobs:  # only where every thread is stuck or has ended
+        # Only where every thread is stuck or has ended.
+        for job in (*self._jobs_ahead, *self._jobs):
             _fail(job.answer, Closed("the service is shutting down"))
         return not any(thread.is_alive() for thread in self.threads)
 
@@ -149,7 +148,10 @@ class Workers:
         if not answer.cancelled():
             return
         with self._lock:
-            self._jobs = deque(job for job in self._jobs if job.answer is not answer)
+            self._jobs_ahead, self._jobs = (
+                deque(job for job in jobs if job.answer is not answer)
+                for jobs in (self._jobs_ahead, self._jobs)
+            )
 
     def _fill(self) -> None:
         with self._lock:
@@ -183,13 +185,14 @@ class Workers:
 
     def _take(self, worker: _Worker) -> bool:
         with self._lock:
-            if not self._jobs:
+            jobs = self._jobs_ahead or self._jobs
+            if not jobs:
                 return False
             # In this order: whatever ends the thread between two lines, the job is in a place
             # where `_bury` or the next worker finds it.
-            worker.job = self._jobs[0]
+            worker.job = jobs[0]
             worker.late = time.monotonic() + worker.job.limit_s
-            self._jobs.popleft()
+            jobs.popleft()
             return True
 
     def _bury(self, worker: _Worker) -> None:

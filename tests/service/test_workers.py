@@ -55,19 +55,34 @@ def test_each_job_gets_its_own_answer_or_fault() -> None:
                 assert answer.result(20) == number // 2
 
 
-def test_what_goes_ahead_is_taken_before_all_that_waits() -> None:
+def test_what_goes_ahead_is_taken_before_all_that_waits_and_in_the_order_it_came() -> None:
     with workers(1) as pool:
         busy, done = Busy(), []
         pool.submit(busy)
         assert busy.begun.wait(20)
         answers = [
-            pool.submit(lambda name=name: done.append(name), ahead=name == "ahead")
-            for name in ("first", "second", "ahead")
+            pool.submit(lambda name=name: done.append(name), ahead=name.startswith("ahead"))
+            for name in ("first", "ahead 1", "second", "ahead 2", "ahead 3")
         ]
         busy.may_end.set()
         for answer in answers:
             answer.result(20)
-        assert done == ["ahead", "first", "second"]
+        assert done == ["ahead 1", "ahead 2", "ahead 3", "first", "second"]
+
+
+def test_what_goes_ahead_and_is_cancelled_leaves_the_queue_at_once() -> None:
+    with workers(1) as pool:
+        busy, done = Busy(), []
+        pool.submit(busy)
+        assert busy.begun.wait(20)
+        left, stays = (
+            pool.submit(lambda name=name: done.append(name), ahead=True)
+            for name in ("left", "stays")
+        )
+        assert left.cancel()
+        busy.may_end.set()
+        stays.result(20)
+        assert done == ["stays"]
 
 
 def test_as_many_jobs_run_at_once_as_there_are_workers_and_no_more() -> None:
