@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from model.errors import MfdanError
@@ -98,7 +99,8 @@ def doctor() -> None:
     healthy = True
     for fine, what, found in _findings(settings):
         healthy = healthy and fine
-        table.add_row("[green]ok[/]" if fine else "[bold red]wrong[/]", what, found)
+        state = "[green]ok[/]" if fine else "[bold red]wrong[/]"
+        table.add_row(state, escape(what), escape(found))
     Console().print(table)
     if not healthy:
         raise typer.Exit(1)
@@ -106,15 +108,17 @@ def doctor() -> None:
 
 def _model_table(spec: ModelSpec) -> Table:
     table = Table("model", f"{spec.name} {spec.version}")
-    table.add_row("classes", ", ".join(spec.classes))
-    table.add_row("trained on", spec.provenance.data)
-    table.add_row("licence", spec.provenance.licence)
+    table.add_row("classes", escape(", ".join(spec.classes)))
+    table.add_row("trained on", escape(spec.provenance.data))
+    table.add_row("licence", escape(spec.provenance.licence))
     table.add_row("SHA-256", spec.onnx_sha256)
     for score in spec.scores:
-        table.add_row(score.metric, f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})")
+        table.add_row(
+            escape(score.metric), f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+        )
     if spec.reference is not None:
         shares = (f"{answer} {share:.1%}" for answer, share in spec.reference.shares.items())
-        table.add_row("answers, as measured", ", ".join(shares))
+        table.add_row("answers, as measured", escape(", ".join(shares)))
     return table
 
 

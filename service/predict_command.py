@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from model.clip import open_clip
@@ -187,7 +188,7 @@ def _face_table(face: FaceAnswer, spec: ModelSpec) -> Table:
     if face.candidates:
         table.add_row("when", _when(face.candidates[0]))
     likeliest = sorted(face.verdict.probabilities.items(), key=lambda item: -item[1])
-    table.add_row("probabilities", "\n".join(f"{p:6.1%} {name}" for name, p in likeliest))
+    table.add_row("probabilities", "\n".join(f"{p:6.1%} {escape(name)}" for name, p in likeliest))
     table.add_row("motion", _motion(face, spec))
     moved = (face.regions or ())[:_REGIONS_SHOWN]
     table.add_row(
@@ -228,5 +229,5 @@ def _when(candidate: CandidateAnswer) -> str:
 def _verdict(answer: FaceAnswer | CandidateAnswer) -> str:
     verdict = answer.verdict
     if not verdict.abstained:
-        return f"[bold]{verdict.label}[/]"
+        return f"[bold]{escape(verdict.label)}[/]"
     return f"[dim]abstains: {'; '.join(map(in_words, verdict.reasons))}[/]"

@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from serving import Pictures
 from tiny_model import tiny_spec, write_tiny_model
@@ -104,6 +105,15 @@ def test_models_are_listed() -> None:
         assert words in result.output
 
 
+def test_what_a_spec_says_in_brackets_is_told_as_it_stands(
+    frames: dict[str, str], tmp_path: Path
+) -> None:
+    classes = ("[bold]", "positive", "[surprise]")
+    path = write_tiny_model(tmp_path, tiny_spec(classes=classes))
+    shown = run("predict", frames["onset"], frames["smile"], "--model", str(path)).output
+    assert all(name in shown for name in classes)
+
+
 def test_models_says_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path / "nowhere"))
     result = run("models")
@@ -187,6 +197,11 @@ def test_doctor_misses_a_gpu_that_was_asked_for(monkeypatch: pytest.MonkeyPatch)
     if "CUDAExecutionProvider" in result.output:
         pytest.skip("there is one")
     assert result.exit_code == 1
+
+
+def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "cuda_version", "")
+    assert "pip install 'mfdan[gpu]'" in " ".join(run("doctor").output.replace("│", " ").split())
 
 
 def test_serve_refuses_settings_out_of_bounds() -> None:
