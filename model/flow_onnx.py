@@ -3,7 +3,10 @@
 What it needs to build the graph, spox, is in the extra `onnx-flow`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,7 +19,7 @@ from model.spec import FlowMethod
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OnnxFlow", "flow_model"]
+__all__ = ["OnnxFlow", "flow_model", "spox_installed", "spox_needed"]
 
 FloatArray = NDArray[np.float32]
 
@@ -97,15 +100,27 @@ def flow_model(method: FlowMethod, size: int) -> "onnx.ModelProto":
     """
     if method.algorithm != "tvl1":
         raise SpecMismatch(f"the backend onnx computes TV-L1, not {method.algorithm}")
-    try:
+    with spox_needed():
         from spox import Tensor, argument, build  # noqa: PLC0415 - an extra
 
         from model.tvl1 import tvl1  # noqa: PLC0415 - needs it
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"the backend onnx needs {error.name}: pip install 'mfdan[onnx-flow]'"
-        ) from None
     grey = Tensor(np.uint8, ("batch", size, size))
     onset, apex = argument(grey), argument(grey)
     flow = tvl1(onset, apex, method.parameters, size)
     return build({"onset": onset, "apex": apex}, {"flow": flow})
+
+
+def spox_installed() -> bool:
+    """Return whether what builds the graphs is installed."""
+    return find_spec("spox") is not None
+
+
+@contextmanager
+def spox_needed() -> Iterator[None]:
+    """Say what to install where an import within fails. Raises: ModelError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"the backend onnx needs {error.name}: pip install 'mfdan[onnx-flow]'"
+        ) from None

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import ModelError, ShapeError, SpecMismatch
+from model.errors import ShapeError, SpecMismatch
 from model.flow import RigidMotion
+from model.flow_onnx import spox_needed
 from model.runtime import Placement, Runtime
 from model.spec import ModelSpec, file_sha256
 
@@ -104,10 +105,6 @@ class Fused:
 
 
 def _graph(path: Path, spec: ModelSpec) -> bytes:
-    try:
+    with spox_needed():
         from model.fused_graph import fused_graph  # noqa: PLC0415 - what it needs is an extra
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"the backend onnx needs {error.name}: pip install 'mfdan[onnx-flow]'"
-        ) from None
     return bytes(fused_graph(path, spec).SerializeToString())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.errors import FlowFailed, FlowFault, ModelError, SpecInvalid, SpecMismatch
 from model.flow import compute_flow
 from model.flow_cuda import CudaFlow
-from model.flow_onnx import OnnxFlow
+from model.flow_onnx import OnnxFlow, spox_installed
 from model.runtime import Placement
 from model.spec import FlowBackend, FlowMethod, ModelSpec
 
@@ -166,16 +166,20 @@ def cuda_devices() -> int:
     return cv2.cuda.getCudaEnabledDeviceCount()
 
 
-def choose_backend(spec: ModelSpec, wanted: Wanted, *, cuda_devices: int) -> FlowBackend:
-    """Return who computes the flow of a model on a machine with so many CUDA devices.
+def choose_backend(
+    spec: ModelSpec, wanted: Wanted, *, cuda_devices: int, placement: Placement, spox: bool
+) -> FlowBackend:
+    """Return who computes the flow of a model on a machine with so many CUDA devices for OpenCV.
 
-    "auto" is OpenCV on the GPU where there is one and the spec allows it, else OpenCV on the CPU,
-    else the ONNX graph. Raises: SpecMismatch (the spec does not allow what is wanted), ModelError
-    (this machine does not have it).
+    "auto" is the first of these that the spec allows: OpenCV on the GPU, where there is one; the
+    ONNX graph, where ONNX Runtime is placed on a GPU and spox is installed; OpenCV on the CPU; the
+    ONNX graph. Strictly on a GPU it takes the CPU only where the spec allows nothing else.
+    Raises: SpecMismatch (the spec does not allow what is wanted), ModelError (this machine does
+    not have it, or strictly on a GPU nothing that uses one).
     """
     allowed = spec.flow_backends
     if wanted == "auto":
-        return _best(spec, cuda_devices)
+        return _best(spec, cuda_devices, placement, spox=spox)
     if wanted not in allowed:
         raise SpecMismatch(
             f"{spec.name} may have its flow from {' or '.join(allowed)}, not from {wanted}: choose "
@@ -186,26 +190,42 @@ def choose_backend(spec: ModelSpec, wanted: Wanted, *, cuda_devices: int) -> Flo
     return wanted
 
 
-def _best(spec: ModelSpec, cuda_devices: int) -> FlowBackend:
-    allowed = spec.flow_backends
+def _best(spec: ModelSpec, cuda_devices: int, placement: Placement, *, spox: bool) -> FlowBackend:
+    allowed, on_gpu = spec.flow_backends, placement.device != "cpu"
     if "opencv-cuda" in allowed and cuda_devices > 0:
         return "opencv-cuda"
-    for backend in ("opencv-cpu", "onnx"):
-        if backend in allowed:
-            return backend
-    raise ModelError(_no_cuda(spec, cuda_devices))
+    if "onnx" in allowed and ((on_gpu and spox) or "opencv-cpu" not in allowed):
+        return "onnx"
+    if "opencv-cpu" not in allowed:
+        raise ModelError(_no_cuda(spec, cuda_devices))
+    if on_gpu and placement.strict and len(allowed) > 1:
+        raise ModelError(_not_strictly(spec, cuda_devices))
+    return "opencv-cpu"
+
+
+def _not_strictly(spec: ModelSpec, cuda_devices: int) -> str:
+    lacks = {
+        "opencv-cuda": _why_no_cuda(cuda_devices),
+        "onnx": "spox is not installed (pip install 'mfdan[onnx-flow]')",
+    }
+    told = " and ".join(f"for {each} {lacks[each]}" for each in spec.flow_backends if each in lacks)
+    return (
+        f"a GPU was asked for, but the flow of {spec.name} would come from opencv-cpu: {told}; "
+        "see docs/gpu.md, or name opencv-cpu if that is meant"
+    )
 
 
 def _no_cuda(spec: ModelSpec, cuda_devices: int) -> str:
-    why = (
-        "the driver is missing or too old"
-        if cuda_devices < 0
-        else "this OpenCV was built without CUDA, or sees no GPU"
-    )
     return (
         f"{spec.name} needs an NVIDIA GPU and OpenCV's CUDA build for its {spec.flow.algorithm} "
-        f"flow, and {why}: see docs/gpu.md"
+        f"flow, and {_why_no_cuda(cuda_devices)}: see docs/gpu.md"
     )
+
+
+def _why_no_cuda(cuda_devices: int) -> str:
+    if cuda_devices < 0:
+        return "the driver is missing or too old"
+    return "this OpenCV was built without CUDA, or sees no GPU"
 
 
 def open_solver(
@@ -223,7 +243,9 @@ def open_solver(
     there is nobody to take its place); SpecInvalid for parameters that the backend refuses.
     """
     placement = placement or Placement()
-    backend = choose_backend(spec, wanted, cuda_devices=cuda_devices())
+    backend = choose_backend(
+        spec, wanted, cuda_devices=cuda_devices(), placement=placement, spox=spox_installed()
+    )
     if backend == "opencv-cpu":
         return Solver(CpuFlow(spec.flow))
     spared = "opencv-cpu" in spec.flow_backends and not placement.strict

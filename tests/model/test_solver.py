@@ -62,37 +62,81 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return stand_in
 
 
+CPU, GPU, GPU_ONLY = Placement(), Placement(device="cuda"), Placement(device="cuda", strict=True)
+
+
 @pytest.mark.parametrize(
-    ("backends", "wanted", "devices", "chosen"),
+    ("backends", "wanted", "devices", "placement", "chosen"),
     [
-        (("opencv-cpu",), "auto", 0, "opencv-cpu"),
-        (("opencv-cpu",), "auto", 1, "opencv-cpu"),
-        (("opencv-cpu", "opencv-cuda"), "auto", 0, "opencv-cpu"),
-        (("opencv-cpu", "opencv-cuda"), "auto", -1, "opencv-cpu"),
-        (("opencv-cpu", "opencv-cuda"), "auto", 1, "opencv-cuda"),
-        (("opencv-cpu", "onnx"), "auto", 1, "opencv-cpu"),
-        (("onnx",), "auto", 0, "onnx"),
-        (("onnx", "opencv-cuda"), "auto", 2, "opencv-cuda"),
-        (("onnx", "opencv-cuda"), "auto", 0, "onnx"),
-        (("opencv-cpu", "onnx"), "onnx", 0, "onnx"),
-        (("opencv-cpu", "opencv-cuda"), "opencv-cpu", 1, "opencv-cpu"),
-        (("opencv-cpu", "opencv-cuda"), "opencv-cuda", 1, "opencv-cuda"),
+        (("opencv-cpu",), "auto", 0, CPU, "opencv-cpu"),
+        (("opencv-cpu",), "auto", 1, GPU_ONLY, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "auto", 0, GPU, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "auto", -1, CPU, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "auto", 1, CPU, "opencv-cuda"),
+        (("opencv-cpu", "opencv-cuda"), "auto", 1, GPU_ONLY, "opencv-cuda"),
+        (("opencv-cpu", "onnx"), "auto", 1, CPU, "opencv-cpu"),
+        (("opencv-cpu", "onnx"), "auto", 0, GPU, "onnx"),
+        (("opencv-cpu", "onnx"), "auto", 0, GPU_ONLY, "onnx"),
+        (("opencv-cpu", "onnx"), "auto", 0, Placement(device="tensorrt"), "onnx"),
+        (("opencv-cpu", "onnx", "opencv-cuda"), "auto", 1, GPU, "opencv-cuda"),
+        (("opencv-cpu", "onnx", "opencv-cuda"), "auto", 0, GPU, "onnx"),
+        (("onnx",), "auto", 0, CPU, "onnx"),
+        (("onnx", "opencv-cuda"), "auto", 2, CPU, "opencv-cuda"),
+        (("onnx", "opencv-cuda"), "auto", 0, CPU, "onnx"),
+        (("opencv-cpu", "onnx"), "onnx", 0, CPU, "onnx"),
+        (("opencv-cpu", "opencv-cuda"), "opencv-cpu", 1, GPU_ONLY, "opencv-cpu"),
+        (("opencv-cpu", "opencv-cuda"), "opencv-cuda", 1, CPU, "opencv-cuda"),
     ],
 )
 def test_the_backend_is_what_the_spec_allows_and_the_machine_has(
     backends: tuple[FlowBackend, ...],
     wanted: FlowBackend,
     devices: int,
+    placement: Placement,
     chosen: FlowBackend,
 ) -> None:
     spec = replace(TVL1, flow_backends=backends)
-    assert choose_backend(spec, wanted, cuda_devices=devices) == chosen
+    found = choose_backend(spec, wanted, cuda_devices=devices, placement=placement, spox=True)
+    assert found == chosen
+
+
+@pytest.mark.parametrize(
+    ("backends", "placement", "chosen"),
+    [
+        (("opencv-cpu", "onnx"), GPU, "opencv-cpu"),
+        (("opencv-cpu", "onnx"), CPU, "opencv-cpu"),
+        (("onnx",), GPU, "onnx"),  # opening it says what to install
+    ],
+)
+def test_without_spox_the_graph_is_taken_only_where_nothing_else_is_allowed(
+    backends: tuple[FlowBackend, ...], placement: Placement, chosen: FlowBackend
+) -> None:
+    spec = replace(TVL1, flow_backends=backends)
+    found = choose_backend(spec, "auto", cuda_devices=0, placement=placement, spox=False)
+    assert found == chosen
+
+
+@pytest.mark.parametrize(
+    ("backends", "told"),
+    [
+        (("opencv-cpu", "opencv-cuda"), ["for opencv-cuda the driver is missing or too old;"]),
+        (("opencv-cpu", "onnx"), ["for onnx spox is not installed (pip install"]),
+        (("opencv-cpu", "opencv-cuda", "onnx"), ["for opencv-cuda the driver", "and for onnx"]),
+    ],
+)
+def test_strictly_on_a_gpu_the_cpu_is_not_taken_where_a_gpu_could_compute(
+    backends: tuple[FlowBackend, ...], told: list[str]
+) -> None:
+    spec = replace(TVL1, flow_backends=backends)
+    with pytest.raises(ModelError, match="tiny would come from opencv-cpu") as raised:
+        choose_backend(spec, "auto", cuda_devices=-1, placement=GPU_ONLY, spox=False)
+    assert all(part in str(raised.value) for part in told)
 
 
 @pytest.mark.parametrize("wanted", ["opencv-cuda", "onnx"])
 def test_a_backend_that_the_spec_does_not_allow_is_refused(wanted: FlowBackend) -> None:
     with pytest.raises(SpecMismatch, match=f"opencv-cpu, not from {wanted}: choose"):
-        choose_backend(TVL1, wanted, cuda_devices=1)
+        choose_backend(TVL1, wanted, cuda_devices=1, placement=CPU, spox=True)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +152,7 @@ def test_a_machine_without_what_is_needed_is_told_so(
     spec: ModelSpec, wanted: FlowBackend, devices: int, told: str
 ) -> None:
     with pytest.raises(ModelError, match=told) as raised:
-        choose_backend(spec, wanted, cuda_devices=devices)
+        choose_backend(spec, wanted, cuda_devices=devices, placement=CPU, spox=True)
     assert not isinstance(raised.value, SpecMismatch)
 
 
