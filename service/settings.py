@@ -82,9 +82,10 @@ class Settings(BaseSettings):
     cuda_graphs: bool = False
     """Whether runs of one size are captured once and replayed as a CUDA graph."""
 
-    flow: FlowBackend | Literal["auto"] = "auto"
+    flow: Literal[FlowBackend, "auto"] = "auto"
     """Who computes the flow; the model's spec must allow it. `auto`: OpenCV on a CUDA GPU where
-    there is one and the spec allows it, else OpenCV on the CPU, else the graph in ONNX Runtime."""
+    there is one and the spec allows it, else the graph in ONNX Runtime where that is on a GPU and
+    spox is installed, else OpenCV on the CPU, else the graph. One for all models."""
 
     worker_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that decode, align and compute flow; 0: as many as there are cores."""

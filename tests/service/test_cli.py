@@ -141,6 +141,15 @@ def test_a_setting_that_cannot_be_read_is_named(
     assert "batch_sizes" in result.stderr
 
 
+def test_a_flow_that_nobody_computes_is_refused_with_all_that_may_be_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MFDAN_FLOW", "gpu")
+    assert run("doctor").stderr == (
+        "mfdan: settings: flow: Input should be 'opencv-cpu', 'opencv-cuda', 'onnx' or 'auto'\n"
+    )
+
+
 def test_doctor_finds_flow_parameters_that_do_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
