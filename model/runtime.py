@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 
 from model.errors import ModelError
 
-__all__ = ["Device", "Placement", "Runtime", "preload_cuda"]
+__all__ = ["CPU_PROVIDER", "Device", "Placement", "Runtime", "preload_cuda"]
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 _Provider = tuple[str, dict[str, str]]
 
-_CPU, _CUDA, _TENSORRT = (
-    "CPUExecutionProvider",
-    "CUDAExecutionProvider",
-    "TensorrtExecutionProvider",
-)
-_FIRST = {"cpu": _CPU, "cuda": _CUDA, "tensorrt": _TENSORRT}
+CPU_PROVIDER = "CPUExecutionProvider"
+_CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_FIRST = {"cpu": CPU_PROVIDER, "cuda": _CUDA, "tensorrt": _TENSORRT}
 _MAX_BUFFER_SETS = 16
 """Sets of input shapes whose buffers are kept: twice the batch sizes that the service takes."""
 _NOT_CAPTURED = -1
@@ -56,7 +53,7 @@ class Placement:
 
     def providers(self) -> list[_Provider]:
         """Return execution providers with their options, the wanted one first, the CPU last."""
-        chain = [(_CPU, dict[str, str]())]
+        chain = [(CPU_PROVIDER, dict[str, str]())]
         if self.device != "cpu":
             chain.insert(0, (_CUDA, self._cuda()))
         if self.device == "tensorrt":

@@ -1,7 +1,9 @@
 """Who computes the flow: the backends behind one call, and who takes over where a GPU fails."""
 
+import logging
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import cv2
@@ -12,7 +14,7 @@ from model.errors import FlowFailed, FlowFault, ModelError, SpecInvalid, SpecMis
 from model.flow import compute_flow
 from model.flow_cuda import CudaFlow
 from model.flow_onnx import OnnxFlow, spox_installed
-from model.runtime import Placement
+from model.runtime import CPU_PROVIDER, Placement
 from model.spec import FlowBackend, FlowMethod, ModelSpec
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
 FloatArray = NDArray[np.float32]
 Grey = NDArray[np.uint8]
 Wanted = FlowBackend | Literal["auto"]
+_LOG = logging.getLogger("mfdan")
 
 
 class FlowSolver(Protocol):
@@ -93,6 +96,16 @@ class Solver:
         """Who computes unless the device fails."""
         return self._first.backend
 
+    @property
+    def provider(self) -> str | None:
+        """The execution provider that ONNX Runtime uses first; None where OpenCV computes."""
+        return self._first.provider if isinstance(self._first, OnnxFlow) else None
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a GPU was asked for and the graph of the backend `onnx` runs elsewhere."""
+        return isinstance(self._first, OnnxFlow) and self._first.fell_back
+
     def solve(self, onset: Grey, apex: Grey) -> FloatArray:
         """Return the flow alone, as `compute` does."""
         return self.compute(onset, apex).flow
@@ -107,7 +120,7 @@ class Solver:
         try:
             return Solved(self._first.solve(onset, apex), self._first.backend)
         except Exception as error:
-            fault = fault_of(error)
+            fault = fault_of(error, self.provider)
             if fault is None:
                 raise
             if self._spare is None:
@@ -117,7 +130,12 @@ class Solver:
 
 
 _WORDS: dict[FlowFault, tuple[str, ...]] = {
-    "memory": ("out of memory", "failed to allocate memory", "alloc_failed"),
+    "memory": (
+        "out of memory",
+        "failed to allocate memory",
+        "alloc_failed",
+        "smaller than requested bytes",
+    ),
     "driver": (
         "driver",
         "no kernel image",
@@ -128,22 +146,28 @@ _WORDS: dict[FlowFault, tuple[str, ...]] = {
     "device": ("cuda", "cudnn", "cublas", "gpu"),
 }
 """What the libraries say in each case, looked for in this order."""
+_PATH = re.compile(r"\S*/\S*")
+"""Of the library's sources, which has such words in it whatever failed."""
 _CUDA_CODES = (cv2.Error.GPU_API_CALL_ERROR, cv2.Error.GPU_NOT_SUPPORTED)
 
 
-def fault_of(error: BaseException) -> FlowFault | None:
+def fault_of(error: BaseException, provider: str | None) -> FlowFault | None:
     """Tell what failed on a device, None for an error that is not the device's.
 
+    `provider` is the execution provider that ran the graph, None for OpenCV's own. The CPU has no
+    fault of these kinds.
     OpenCV gives its CUDA errors codes of their own, which Python meets as the cause of a
     SystemError where a constructor raised them. ONNX Runtime's have no class in common, and are
     plain RuntimeErrors where buffers on a device were bound.
     """
+    if provider == CPU_PROVIDER:
+        return None
     cause = error.__cause__ if isinstance(error, SystemError) else error
     if isinstance(cause, cv2.error):
         of_device = getattr(cause, "code", None) in _CUDA_CODES
     else:
         of_device = type(cause).__module__.startswith("onnxruntime") or type(cause) is RuntimeError
-    said = str(cause).lower() if of_device else ""
+    said = _PATH.sub("", str(cause).lower()) if of_device else ""
     return next((fault for fault, words in _WORDS.items() if any(w in said for w in words)), None)
 
 
@@ -239,6 +263,7 @@ def open_solver(
 
     Where the device fails with a pair, OpenCV computes it on the CPU, if the spec allows that and
     `placement.strict` is false, and `on_fallback` is told why, from the thread that had the pair.
+    A first flow is computed at once; where the device fails with it, the log says so alone.
     Raises: SpecMismatch, ModelError as `choose_backend` (also where the device fails at once and
     there is nobody to take its place); SpecInvalid for parameters that the backend refuses.
     """
@@ -252,9 +277,7 @@ def open_solver(
     spare = CpuFlow(spec.flow) if spared else None
     try:
         first = _device_flow(spec, backend, placement)
-        solver = Solver(first, spare, on_fallback)
-        blank = np.zeros((spec.input_size, spec.input_size), np.uint8)
-        solver.solve(blank, blank)
+        _try_out(first, spare, spec)
     except FlowFailed as error:
         raise ModelError(f"{spec.name}: {error}") from error
     except (ValueError, TypeError, cv2.error) as error:
@@ -267,10 +290,29 @@ def open_solver(
         raise SpecInvalid(
             f"{spec.name} asks for {spec.flow.algorithm} flow that {backend} does not run: {why}"
         ) from None
-    return solver
+    return Solver(first, spare, on_fallback)
+
+
+def _try_out(first: FlowSolver, spare: FlowSolver | None, spec: ModelSpec) -> None:
+    """Compute a flow that nobody asked for, which is no pair that fell back."""
+
+    def told(fault: FlowFault) -> None:
+        _LOG.warning(
+            "%s: %s could not compute its first flow (%s): opencv-cpu computes what it fails with",
+            spec.name,
+            first.backend,
+            _MEANINGS[fault],
+        )
+
+    blank = np.zeros((spec.input_size, spec.input_size), np.uint8)
+    flow = Solver(first, spare, told).solve(blank, blank)
+    if not np.isfinite(flow).all():
+        raise ValueError("it is not finite")
 
 
 def _device_flow(spec: ModelSpec, backend: FlowBackend, placement: Placement) -> FlowSolver:
     if backend == "opencv-cuda":
         return CudaFlow(spec.flow, spec.input_size)
+    # Pairs come one at a time from many threads, each of which would capture graphs of its own.
+    placement = replace(placement, cuda_graphs=False)
     return OnnxFlow.open(spec.flow, spec.input_size, placement)

@@ -131,7 +131,7 @@ def test_after_a_failure_a_thread_begins_anew(device: Device, said: str, fault: 
     device.breaks_with = said
     with pytest.raises(cv2.error) as raised:
         solver.solve(onset, apex)
-    assert fault_of(raised.value) == fault
+    assert fault_of(raised.value, None) == fault
     del raised
     gc.collect()
     assert device.locked == []
@@ -231,4 +231,4 @@ def test_on_a_gpu_threads_do_not_disturb_one_another(name: str) -> None:
 def test_on_a_gpu_memory_that_cannot_be_had_is_told_as_that() -> None:
     with pytest.raises((cv2.error, SystemError)) as raised:
         CudaFlow(METHODS["tvl1"], 2**17).solve(*np.zeros((2, 2**17, 2**17), np.uint8))
-    assert fault_of(raised.value) == "memory"
+    assert fault_of(raised.value, None) == "memory"
