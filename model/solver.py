@@ -106,6 +106,11 @@ class Solver:
         """Whether a GPU was asked for and the graph of the backend `onnx` runs elsewhere."""
         return isinstance(self._first, OnnxFlow) and self._first.fell_back
 
+    @property
+    def spared(self) -> bool:
+        """Whether another takes a pair that the device fails with."""
+        return self._spare is not None
+
     def solve(self, onset: Grey, apex: Grey) -> FloatArray:
         """Return the flow alone, as `compute` does."""
         return self.compute(onset, apex).flow
