@@ -20,7 +20,7 @@ from model.errors import MfdanError
 from model.runtime import Placement
 from model.session import Session
 
-__all__ = ["PRECISIONS", "network_rows", "open_network"]
+__all__ = ["PRECISIONS", "Network", "arithmetic_of", "compiled", "network_rows", "open_network"]
 
 FloatArray = NDArray[np.float32]
 Network = Callable[[FloatArray, FloatArray], FloatArray]
@@ -59,13 +59,20 @@ def _contender(bench: Bench, name: str, batch: int, opened: dict[str, Network]) 
         return partial(opened[name], image, flow)
 
     def shares(seconds: float) -> dict[str, float]:
-        precision = next((kind for kind in ("tf32", "float16") if kind in name), "float32")
+        precision = arithmetic_of(name)
         work = per_batch(partial(_work, bench.model, bench.spec.input_size), batch)
         if precision == "float16":
             work = replace(work, bytes=work.bytes / 2)
         return bench.ceilings.shares(work, precision, seconds)
 
     return Contender(name=name, pairs=batch, open=start, shares=shares)
+
+
+def arithmetic_of(name: str) -> str:
+    """Return the precision whose ceiling bounds a way to run the network."""
+    if name == "tensorrt":
+        return "tf32"  # which TensorRT takes for float32 unless it is forbidden
+    return next((kind for kind in ("tf32", "float16") if kind in name), "float32")
 
 
 @cache
@@ -124,18 +131,17 @@ def _halved(bench: Bench, placement: Placement) -> Session:
 
 
 def _open_torch(bench: Bench, name: str) -> Network:
-    compiled, precision = name.startswith(_COMPILED), name.rpartition(" ")[2]
+    compiles, precision = name.startswith(_COMPILED), name.rpartition(" ")[2]
     if bench.device == "cpu" and precision != "float32":
         raise NotHere(f"{precision} is arithmetic of GPUs")
-    if compiled and bench.quick:
+    if compiles and bench.quick:
         raise NotHere("left out by --quick: compiling takes about a minute for each batch size")
     torch = torch_on(bench.device)
     network = _torch_network(bench).to(bench.device)
     if precision == "float16":
         network = network.half()
     kind = torch.float16 if precision == "float16" else torch.float32
-    # Each batch size is compiled by itself: that is the faster code.
-    forward = torch.compile(network, dynamic=False) if compiled else network
+    forward = compiled(network, len(bench.batches)) if compiles else network
 
     def run(image: FloatArray, flow: FloatArray) -> FloatArray:
         with _tf32(torch, allowed=precision == "tf32"), torch.inference_mode():
@@ -145,6 +151,28 @@ def _open_torch(bench: Bench, name: str) -> Network:
         return shares
 
     return run
+
+
+def compiled(
+    network: Any,  # noqa: ANN401 - torch's module
+    sizes: int,
+    backend: str | Callable[..., Any] = "inductor",
+) -> Any:  # noqa: ANN401 - what torch.compile returns
+    """Return the network as it is compiled for so many batch sizes, each by itself.
+
+    Nothing of it runs uncompiled: torch counts what it compiles of one class together and, past a
+    limit, goes on eagerly. Here each call counts alone, and what is not compiled raises.
+    """
+    import torch  # noqa: PLC0415 - an extra of its own
+
+    return torch.compile(
+        network,
+        dynamic=False,
+        fullgraph=True,
+        isolate_recompiles=True,
+        recompile_limit=sizes,
+        backend=backend,
+    )
 
 
 @contextmanager
