@@ -10,10 +10,9 @@ from functools import cache, partial
 
 import numpy as np
 from gpu_limits import Work, count_work, per_batch
-from gpu_parity import fused_inputs, fused_model, onnx_flow, solver_of
-from gpu_rows import Contender, NotHere, Row, report_progress, side_by_side
+from gpu_parity import CUDA_GRAPHS, FUSED_WAYS, fused_way, onnx_flow, solver_of, stacked
+from gpu_rows import Contender, Row, report_progress, side_by_side
 from gpu_work import METHODS, Bench
-from numpy.typing import NDArray
 
 from model.flow_onnx import flow_model
 from model.spec import FlowBackend
@@ -21,7 +20,6 @@ from service.settings import cores
 
 __all__ = ["flow_rows", "fused_rows"]
 
-Arrays = tuple[NDArray[np.generic], ...]
 _SOLVED: tuple[tuple[str, FlowBackend], ...] = (
     ("tvl1", "opencv-cpu"),
     ("tvl1", "opencv-cuda"),
@@ -34,8 +32,6 @@ _SOLVED: tuple[tuple[str, FlowBackend], ...] = (
     ("dis", "opencv-cpu"),
     ("brox", "opencv-cuda"),
 )
-_CUDA_GRAPHS = ", CUDA graphs"
-_FUSED = ("", ", tf32", _CUDA_GRAPHS, ", tf32" + _CUDA_GRAPHS)
 
 
 def flow_rows(bench: Bench) -> list[Row]:
@@ -62,7 +58,7 @@ def fused_rows(bench: Bench) -> list[Row]:
     rates: dict[str, float] = {}
     for batch in bench.batches:
         report_progress(f"fused, batch {batch}")
-        ways = [_fused(bench, precision, batch) for precision in _FUSED]
+        ways = [_fused(bench, precision, batch) for precision in FUSED_WAYS]
         rows += side_by_side("flow and network fused", ways, bench.pace, rates)
     return rows
 
@@ -81,7 +77,7 @@ def _solved(
         work = per_batch(partial(_flow_work, name, bench.spec.input_size), batch)
         return bench.ceilings.shares(work, "float32", seconds)
 
-    replayed = _CUDA_GRAPHS if cuda_graphs else ""
+    replayed = CUDA_GRAPHS if cuda_graphs else ""
     return Contender(name=f"{name}, {backend}{replayed}", pairs=batch, open=start, shares=shares)
 
 
@@ -89,35 +85,22 @@ def _batched(bench: Bench, name: str, batch: int, *, cuda_graphs: bool) -> Calla
     if cuda_graphs:
         bench.check_gpu("a CUDA graph")
     flow = onnx_flow(bench, name, cuda_graphs=cuda_graphs)
-    _, onsets, apexes, _ = _stacked(bench, batch)
+    _, onsets, apexes, _ = stacked(bench, batch)
     return partial(flow.solve_batch, onsets, apexes)
 
 
 def _one_by_one(bench: Bench, name: str, backend: FlowBackend, batch: int) -> Callable[[], object]:
     solver = solver_of(bench, name, backend)
-    _, onsets, apexes, _ = _stacked(bench, batch)
+    _, onsets, apexes, _ = stacked(bench, batch)
     if batch == 1:
         return partial(solver.solve, onsets[0], apexes[0])
     pool = bench.kept.enter_context(ThreadPoolExecutor(min(batch, cores())))
     return lambda: list(pool.map(solver.solve, onsets, apexes))
 
 
-def _stacked(bench: Bench, batch: int) -> Arrays:
-    """Return what the fused graph takes of so many pairs, the same ones again and again."""
-    if not bench.crops:
-        raise NotHere("no pair shows a face")
-    chosen = [bench.crops[place % len(bench.crops)] for place in range(batch)]
-    return tuple(np.stack(part) for part in zip(*map(fused_inputs, chosen), strict=True))
-
-
 def _fused(bench: Bench, precision: str, batch: int) -> Contender:
     def start() -> Callable[[], object]:
-        if precision:
-            bench.check_gpu(precision.removeprefix(", "))
-        graph = fused_model(
-            bench, "tvl1", tf32="tf32" in precision, cuda_graphs=precision.endswith(_CUDA_GRAPHS)
-        )
-        return partial(graph.run, *_stacked(bench, batch))
+        return partial(fused_way(bench, "tvl1", precision).run, *stacked(bench, batch))
 
     def shares(seconds: float) -> dict[str, float]:
         work = per_batch(partial(_fused_work, bench), batch)
@@ -140,7 +123,7 @@ def _flow_graph(name: str, side: int) -> bytes:
 @cache
 def _fused_work(bench: Bench, batch: int) -> Work:
     names = ("onset", "onset_grey", "apex_grey", "face")
-    feeds = dict(zip(names, _stacked(bench, batch), strict=True))
+    feeds = dict(zip(names, stacked(bench, batch), strict=True))
     return count_work(_fused_graph(bench), feeds)
 
 

@@ -16,7 +16,7 @@ from model.decode import decode_image
 from model.face import FaceFinder
 from model.flow_onnx import OnnxFlow
 from model.fused import Fused
-from model.pipeline import AlignedPair, Crops, Preprocessor, network_inputs
+from model.pipeline import Crops, Preprocessor
 from model.runtime import Device, Placement
 from model.session import Session
 from model.spec import FlowBackend, FlowMethod, ModelSpec, load_spec
@@ -95,10 +95,12 @@ class Bench:
 
     @cached_property
     def crops(self) -> list[Crops]:
-        """The largest face of each pair, cropped and aligned."""
+        """The largest face of each pair, cropped and aligned. Raises: NotHere (no pair has one)."""
         preprocessor = Preprocessor(self.with_flow("dis"), self.finder)
-        found = [preprocessor.crop_pair(*pair) for pair in self.frames]
-        return [crops[0] for crops in found if crops]
+        found = [crops for pair in self.frames for crops in preprocessor.crop_pair(*pair)[:1]]
+        if not found:
+            raise NotHere("no pair shows a face")
+        return found
 
     def with_flow(self, name: str) -> ModelSpec:
         """Return the model's spec with another flow, by any backend that can compute it."""
@@ -119,15 +121,6 @@ class Bench:
     def placement(self, *, tf32: bool = False, cuda_graphs: bool = False) -> Placement:
         """Return where to run: never elsewhere than asked for."""
         return Placement(device=self.device, strict=True, tf32=tf32, cuda_graphs=cuda_graphs)
-
-    def inputs(self, pair: AlignedPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the network's inputs of one pair."""
-        return network_inputs(pair.onset, pair.flow, self.spec)
-
-    def probabilities(self, pairs: list[AlignedPair]) -> NDArray[np.float32]:
-        """Return the (N, K) probabilities of the network on the CPU."""
-        rows = [self.cpu.run(*(array[None] for array in self.inputs(pair))) for pair in pairs]
-        return np.concatenate(rows)
 
     def check_captured(self, graph: Session | Fused | OnnxFlow) -> None:
         """Raise NotHere where runs of the graph are not replayed as CUDA graphs."""
