@@ -24,7 +24,7 @@ from service.answers import Frames, Upload
 from service.engine import Engine
 from service.settings import Settings
 
-__all__ = ["engine_rows"]
+__all__ = ["engine_rows", "rows_at_each"]
 
 _SECTION = "end to end"
 _WAYS: tuple[tuple[str, FlowBackend], ...] = (
@@ -77,16 +77,33 @@ def _measured(way: _Way) -> list[Row]:
 
 
 async def _rows(way: _Way) -> list[Row]:
-    settings = _settings(way)
     rows = []
-    async with Engine.open(settings) as engine:
+    async with Engine.open(_settings(way)) as engine:
         await engine.warmed_up()
         for sent in _SENT:
             asked = _sent(way.bench.frames, sent)
-            for at_once in way.bench.batches:
-                seconds = await _answered(engine, asked, at_once, way.bench)
-                numbers = partial(_numbers, *seconds)
-                rows.append(attempt(_SECTION, way.name(sent), numbers, at_once))
+            rows += await rows_at_each(engine, way.name(sent), asked, way.bench)
+    return rows
+
+
+async def rows_at_each(
+    engine: Engine, name: str, asked: Sequence[Upload | Frames], bench: Bench
+) -> list[Row]:
+    """Return a row for each number of pairs at once. A fault of one ends no other."""
+    rows: list[Row] = []
+    seconds_each = 0.0  # of the last number that was measured
+    most_s = bench.pace.rounds * bench.pace.longest_s  # as `side_by_side` lets a batch have
+    for at_once in bench.batches:
+        expected = at_once * seconds_each
+        if expected > most_s:
+            reason = f"left out: it would take {expected:.1f} s, the limit is {most_s:g} s"
+            rows.append(Row(section=_SECTION, name=name, batch=at_once, reason=reason))
+            continue
+        work = asyncio.ensure_future(_answered(engine, asked, at_once, bench))
+        await asyncio.wait([work])
+        row = attempt(_SECTION, name, partial(_numbers, work), at_once)
+        rows.append(row)
+        seconds_each = 1 / row.numbers["pairs/s"] if row.numbers else seconds_each
     return rows
 
 
@@ -106,6 +123,7 @@ def _settings(way: _Way) -> Settings:
         cuda_graphs=way.cuda_graphs,
         batch_sizes=tuple(sorted({1, 2, 4, 8, *bench.batches})),
         queue_items=1024,
+        deadline_ms=600_000,  # a row tells how long pairs wait, however long
     )
 
 
@@ -146,11 +164,17 @@ async def _answered(
 
     await engine.predict(asked[0])
     start = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(at_once)))
+    try:
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(at_once):
+                callers.create_task(caller())
+    except ExceptionGroup as faults:
+        raise faults.exceptions[0] from None
     return spent, time.perf_counter() - start
 
 
-def _numbers(spent: Sequence[float], whole: float) -> dict[str, float]:
+def _numbers(work: asyncio.Future[tuple[list[float], float]]) -> dict[str, float]:
+    spent, whole = work.result()
     return {
         "ms": 1e3 * median(spent),
         "ms, 95 %": 1e3 * float(np.percentile(spent, 95)),
