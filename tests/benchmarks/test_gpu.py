@@ -1,18 +1,26 @@
 """The one command of docs/gpu.md: its numbers, its rows, and the table made from them."""
 
+import asyncio
 import json
 import math
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu
+import gpu_engine
 import gpu_limits
+import gpu_network
 import gpu_parity
 import gpu_rows
+import gpu_work
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from tiny_model import tiny_spec, write_tiny_model
 
@@ -117,30 +125,164 @@ def test_agreement_counts_pairs_that_are_near_in_every_class() -> None:
     assert 0.30 < told["at least (95 %)"] < 0.31  # Wilson, 3 of 4
 
 
+def end_to_end(way: str, batch: int, ms: float, rate: float) -> gpu_rows.Row:
+    numbers = {"ms": ms, "pairs/s": rate}
+    return gpu_rows.Row(section="end to end", name=way, batch=batch, numbers=numbers)
+
+
+def flow_of(name: str, batch: int, rate: float) -> gpu_rows.Row:
+    return gpu_rows.Row(section="flow", name=name, batch=batch, numbers={"pairs/s": rate})
+
+
+def answers_of(name: str, share: float | None, batch: int = 1) -> gpu_rows.Row:
+    numbers = {} if share is None else {"share within 0.02": share}
+    reason = "" if numbers else "no GPU"
+    return gpu_rows.Row(
+        section="parity of answers", name=name, batch=batch, numbers=numbers, reason=reason
+    )
+
+
 def test_an_aim_is_met_on_a_gpu_only_and_owed_where_a_row_is_missing() -> None:
-    row, aims_of = gpu_rows.Row, gpu.aims_of
-    near = {"share within 0.02": 0.995}
     rows = [
-        row(section="end to end", name="a, from frames", batch=1, numbers={"ms": 9, "pairs/s": 99}),
-        row(
-            section="end to end",
-            name="a, from frames",
-            batch=64,
-            numbers={"ms": 70, "pairs/s": 900},
-        ),
-        row(section="end to end", name="a, from JPEG", batch=1, numbers={"ms": 1, "pairs/s": 9999}),
-        row(section="flow", name="tvl1, onnx", batch=64, numbers={"pairs/s": 4000}),
-        row(section="flow", name="tvl1, opencv-cuda", batch=1, numbers={"pairs/s": 100}),
-        row(section="parity of answers", name="tvl1, fused", numbers=near),
-        row(section="parity of answers", name="tvl1, opencv-cuda", reason="no GPU"),
-        row(section="parity of answers", name="network, float32", numbers=near),
+        end_to_end("tvl1 onnx, fused, from frames", 1, 9, 99),
+        end_to_end("tvl1 onnx, fused, from frames", 64, 70, 900),
+        flow_of("tvl1, onnx", 64, 4000),
+        flow_of("tvl1, opencv-cuda", 1, 100),
+        answers_of("tvl1, fused", 0.995),
+        answers_of("tvl1, opencv-cuda", None),
+        answers_of("network, float32", 0.995),
     ]
-    rate, single, faster, close = aims_of(rows, "cuda")
+    rate, single, faster, close = gpu.aims_of(rows, "cuda")
     assert (rate.value, rate.met) == (900, False)
     assert (single.value, single.met) == (9, True)
     assert (faster.value, faster.met) == (40, True)
     assert (close.value, close.met) == (None, None)
-    assert {aim.met for aim in aims_of(rows, "cpu")} == {None}
+    assert {aim.met for aim in gpu.aims_of(rows, "cpu")} == {None}
+    assert {aim.value for aim in gpu.aims_of([], "cuda")} == {None}
+
+
+def test_only_the_way_that_is_meant_meets_an_aim_and_its_row_is_named() -> None:
+    rows = [
+        end_to_end("dis opencv-cpu, from frames", 1, 1, 9999),
+        end_to_end("tvl1 onnx, fused, from JPEG", 1, 1, 9999),
+        end_to_end("tvl1 onnx, fused, from frames", 1, 9, 99),
+        end_to_end("tvl1 onnx, fused, CUDA graphs, from frames", 64, 70, 1200),
+        flow_of("tvl1, onnx", 8, 4000),
+        flow_of("tvl1, opencv-cuda", 8, 150),
+    ]
+    rate, single, faster, _ = gpu.aims_of(rows, "cuda")
+    assert (rate.value, rate.rows) == (
+        1200,
+        "end to end: tvl1 onnx, fused, CUDA graphs, from frames, batch 64",
+    )
+    assert (single.value, single.rows) == (9, "end to end: tvl1 onnx, fused, from frames, batch 1")
+    assert faster.value is None  # OpenCV's rate at eight pairs is no base
+    assert faster.rows == "flow: tvl1, onnx; flow: tvl1, opencv-cuda, batch 1"
+
+
+def test_the_farthest_of_all_served_ways_and_batches_tells_the_nearness() -> None:
+    rows = [
+        answers_of("tvl1, fused", 1.0),
+        answers_of("tvl1, fused", 0.97, batch=64),
+        answers_of("tvl1, fused, tf32", 0.5, batch=64),  # whoever turns it on was told
+        answers_of("tvl1, opencv-cuda", 0.995),
+        answers_of("network, float32", 1.0),
+    ]
+    *_, close = gpu.aims_of(rows, "cuda")
+    assert (close.value, close.met) == (0.97, False)
+    assert close.rows == "parity of answers: tvl1, fused, batch 64"
+
+
+@pytest.mark.slow
+def test_every_precision_is_compiled_for_every_batch_size_and_what_is_not_raises() -> None:
+    """Seconds, for torch's compiler alone."""
+    compiled: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        compiled.append(len(inputs[-1]))
+        return graph.forward
+
+    sizes = (1, 8, 32, 64)
+    ways = [
+        gpu_network.compiled(torch.nn.Linear(4, 4).to(kind).eval(), len(sizes), count)
+        for kind in (torch.float32, torch.float32, torch.float16)
+    ]
+    kinds = (torch.float32, torch.float32, torch.float16)
+    with torch.inference_mode():
+        for _ in range(2):
+            for size in sizes:
+                for way, kind in zip(ways, kinds, strict=True):
+                    way(torch.zeros(size, 4, dtype=kind))
+        assert len(compiled) == len(ways) * len(sizes)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):  # noqa: SLF001 - torch's
+            ways[0](torch.zeros(2, 4))
+
+
+def test_tensorrt_is_held_against_the_ceiling_of_what_it_computes_in() -> None:
+    assert gpu_network.arithmetic_of("tensorrt") == "tf32"
+    assert gpu_network.arithmetic_of("torch.compile float16") == "float16"
+    assert gpu_network.arithmetic_of("float32, CUDA graphs") == "float32"
+
+
+def bench_of(folder: Path, kept: ExitStack, pairs: int = 3) -> gpu_work.Bench:
+    return gpu_work.Bench(
+        model=write_tiny_model(folder, tiny_spec(input_size=56)),
+        device="cpu",
+        frames=gpu_work.drawn_frames(pairs),
+        batches=(1, 2, 4),
+        pace=gpu_rows.Pace(rounds=1, budget_s=0.0, longest_s=1.0),
+        quick=True,
+        folder=folder,
+        kept=kept,
+    )
+
+
+def test_a_flow_is_computed_once_for_all_rows_and_by_threads_in_order(tmp_path: Path) -> None:
+    with ExitStack() as kept:
+        bench = bench_of(tmp_path, kept)
+        flows = gpu_parity.flows_of(bench, "dis", "opencv-cpu")
+        solver = gpu_parity.solver_of(bench, "dis", "opencv-cpu")
+        for crops, flow in zip(bench.crops, flows, strict=True):
+            assert np.array_equal(flow, solver.solve(crops.onset_grey, crops.apex_grey))
+        assert gpu_parity.flows_of(bench, "dis", "opencv-cpu") is flows
+        onsets, *_ = gpu_parity.stacked(bench, 4, first=2)
+        after_the_last = [bench.crops[place].onset for place in (2, 0, 1, 2)]
+        assert np.array_equal(onsets, np.stack(after_the_last))
+
+
+class _Engine:
+    """Answers at once, and fails where more than two pairs are under way."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.under_way = seconds, 0
+
+    async def predict(self, _pair: object) -> object:
+        self.under_way += 1
+        try:
+            await asyncio.sleep(self.seconds)
+            if self.under_way > 2:
+                raise RuntimeError("too many")
+        finally:
+            self.under_way -= 1
+        return SimpleNamespace(faces=["one"])
+
+
+def test_a_number_of_pairs_that_fails_loses_no_other_row(tmp_path: Path) -> None:
+    with ExitStack() as kept:
+        bench = replace(bench_of(tmp_path, kept, pairs=0), batches=(1, 4, 2))
+    engine = _Engine()
+    rows = asyncio.run(gpu_engine.rows_at_each(engine, "way", [object()], bench))
+    assert [bool(row.numbers) for row in rows] == [True, False, True]
+    assert rows[1].reason == "RuntimeError: too many"
+    assert engine.under_way == 0
+
+
+def test_a_number_of_pairs_that_would_take_too_long_is_left_out(tmp_path: Path) -> None:
+    with ExitStack() as kept:
+        bench = replace(bench_of(tmp_path, kept, pairs=0), batches=(1, 2000))
+    rows = asyncio.run(gpu_engine.rows_at_each(_Engine(0.001), "way", [object()], bench))
+    assert rows[0].numbers
+    assert rows[1].reason.startswith("left out: it would take ")
 
 
 def test_the_table_in_the_docs_is_the_one_of_its_json() -> None:
@@ -172,6 +314,8 @@ def test_the_command_runs_to_its_end_without_a_gpu_and_leaves_no_row_out(tmp_pat
     for row in report["rows"]:
         assert bool(row["numbers"]) != bool(row["reason"]), row
         assert all(math.isfinite(number) for number in row["numbers"].values()), row
+    fused = [row for row in report["rows"] if row["name"] == "tvl1, fused"]
+    assert [row["batch"] for row in fused if row["numbers"]] == [1, 2]
     gpu_only = ("opencv-cuda", "tf32", "float16", "CUDA graphs", "tensorrt", "torch", "brox")
     unmeasured = {row["name"] for row in report["rows"] if row["reason"]}
     assert not [name for name in unmeasured if not any(word in name for word in gpu_only)]
