@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from scipy.stats import binomtest
+from scipy.stats import beta
 
 from model.errors import MfdanError
 from model.pipeline import AlignedPair, Crops, Preprocessor
@@ -27,6 +27,7 @@ from training.scored_people import Scored, choose_people
 
 __all__ = [
     "LEAST_PAIRS",
+    "LEAST_PEOPLE",
     "LEAST_SHARE",
     "TOLERANCE",
     "Agreement",
@@ -45,6 +46,8 @@ LEAST_SHARE = 0.99
 """Of the pairs must agree."""
 LEAST_PAIRS = 200
 """Fewer say too little of so large a share."""
+LEAST_PEOPLE = 20
+"""Fewer say too little of others: a face that a candidate sees otherwise, it does in every pair."""
 _BATCH = 8
 
 FloatArray = NDArray[np.float32]
@@ -84,7 +87,7 @@ class HeldOut:
         self._pairs = [pair for pair in self.scored.pairs if pair.kind == "frames"]
         self._folder = manifest_path(manifest).parent
         self._preprocessor = preprocessor
-        _check_enough(len(self._pairs))
+        _check_enough([pair.person for pair in self._pairs])
 
     def batches(self, console: Console) -> Iterator[list[tuple[Pair, Crops]]]:
         """Yield a few pairs at a time, each with the crops of its largest face."""
@@ -111,11 +114,13 @@ class HeldOut:
         return faces[0]
 
 
-def _check_enough(pairs: int) -> None:
-    if pairs < LEAST_PAIRS:
+def _check_enough(people: Sequence[str]) -> None:
+    """Refuse too few pairs or people; whose each pair is. Raises: Disagreement."""
+    pairs, persons = len(people), len(set(people))
+    if pairs < LEAST_PAIRS or persons < LEAST_PEOPLE:
         raise Disagreement(
-            f"{pairs} pairs of pictures of people whom the model never saw are too few to tell, "
-            f"{LEAST_PAIRS} are needed: make or list more of them"
+            f"{pairs} pairs of pictures of {persons} people whom the model never saw are too few "
+            f"to tell, {LEAST_PAIRS} of {LEAST_PEOPLE} people are needed: make or list more of them"
         )
 
 
@@ -129,7 +134,7 @@ class Agreement:
     """Of the pairs that keep every probability within TOLERANCE."""
     low: float
     """The lower of two bounds: of the 95 % bootstrap interval over people, which is blind where
-    all pairs agree, and of the exact one over pairs (Clopper and Pearson 1934)."""
+    all pairs agree, and of the exact one that takes each person for a single draw."""
     high: float
     """Of the bootstrap interval."""
     largest: float
@@ -142,7 +147,7 @@ class Agreement:
     @property
     def passed(self) -> bool:
         """Whether the candidate may stand in for the reference."""
-        return self.pairs >= LEAST_PAIRS and self.share >= LEAST_SHARE
+        return self.share >= LEAST_SHARE
 
     def score(self, metric: str, protocol: str) -> Score:
         """Return it as a spec holds it."""
@@ -151,7 +156,7 @@ class Agreement:
             f"{TOLERANCE}; {self.pairs} pairs of {self.people} people; largest difference "
             f"{self.largest:.2g}; {self.labels_changed} likeliest classes and "
             f"{self.answers_changed} answers changed; 95 %, the lower of a bootstrap bound over "
-            "people and an exact one over pairs"
+            "people and an exact one that takes each person for a single draw"
         )
         return Score(metric=metric, value=self.share, low=self.low, high=self.high, protocol=words)
 
@@ -165,7 +170,7 @@ def compare(
 ) -> dict[str, Agreement]:
     """Run the reference and every candidate on the same crops.
 
-    Raises: Disagreement where too few pairs could be cropped.
+    Raises: Disagreement where too few pairs, or of too few people, could be cropped.
     """
     people: list[str] = []
     expected = _Told(spec)
@@ -177,7 +182,7 @@ def compare(
         expected.add(first)
         for name, candidate in candidates.items():
             got[name].add(candidate(crops, first.pairs))
-    _check_enough(len(people))
+    _check_enough(people)
     return {
         name: agreement(
             expected.probabilities,
@@ -216,18 +221,29 @@ def agreement(
     """Count how many rows of (N, K) probabilities agree; `people` says whose each is."""
     gaps = np.nan_to_num(np.abs(expected - got).max(axis=1), nan=np.inf)
     within = gaps <= TOLERANCE
+    share, persons = float(within.mean()), len(set(people))
     low, high = share_interval(within.tolist(), people)
-    exact = binomtest(int(within.sum()), len(within)).proportion_ci(0.95, method="exact")
     return Agreement(
         pairs=len(within),
-        people=len(set(people)),
-        share=float(within.mean()),
-        low=min(low, float(exact.low)),
+        people=persons,
+        share=share,
+        low=min(low, _exact_low(share, persons)),
         high=high,
         largest=float(gaps.max()),
         labels_changed=int((expected.argmax(axis=1) != got.argmax(axis=1)).sum()),
         answers_changed=answers_changed,
     )
+
+
+def _exact_low(share: float, people: int) -> float:
+    """Return the exact lower bound of a share (Clopper and Pearson 1934) of so many draws.
+
+    As if all pairs of a person were one: pairs of a face go together, so their number is no
+    evidence. The share of draws need not be whole (Korn and Graubard 1998); where all pairs agree,
+    it is the bound of as many people of whom all agree.
+    """
+    hits = share * people
+    return float(beta.ppf(0.025, hits, people - hits + 1)) if hits else 0.0
 
 
 def check_passed(results: Mapping[str, Agreement]) -> None:

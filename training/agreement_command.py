@@ -46,6 +46,7 @@ def agree(
     if write_spec:
         store(model, measured.spec)
         console.print(f"{measured.spec.name} may have its flow from {backend}")
+    _warn(measured, console)
 
 
 def halve(
@@ -67,6 +68,7 @@ def halve(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_model(measured.proto, measured.spec, out)
     console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+    _warn(measured, console)
 
 
 def _show(measured: "Measured", console: Console) -> None:
@@ -89,3 +91,9 @@ def _show(measured: "Measured", console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _warn(measured: "Measured", console: Console) -> None:
+    """Say last what was not measured."""
+    if measured.caution:
+        console.print(measured.caution, highlight=False, soft_wrap=True)

@@ -1,8 +1,6 @@
 """What may stand in for a model's reference, measured: another flow backend, half precision."""
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,8 +20,7 @@ from model.solver import open_solver
 from model.spec import FlowBackend, ModelSpec, check_backends
 from training.agreement import Agreement, Answers, HeldOut, Way, compare
 from training.evaluate import people_of
-from training.halving import halve, rehearsal
-from training.onnx_file import write_model
+from training.halving import half_session, halve
 
 __all__ = ["Halved", "Measured", "measure_backend", "measure_half"]
 
@@ -38,6 +35,8 @@ class Measured:
     results: Mapping[str, Agreement]
     left_out: Mapping[str, str]
     """Key of a pair that could not be compared → why."""
+    caution: str
+    """What was not measured, and how to; "" on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,13 +70,16 @@ def measure_backend(
         ways["onnx, fused"] = _fused(second, Fused.open(model, wider, placement))
     results = compare(spec, held_out, _served(first, session), ways, console)
     command = f"`mfdan-train agree --model FILE --backend {backend} --device {device} MANIFEST`"
-    words = f"{_against(spec, held_out, manifest)}, network on {network.provider}; {command}"
+    words = f"{_against(spec, held_out, manifest)}, network on {network.provider}"
+    caution = _caution(device)
     kept = [each for each in spec.agreements if each.metric not in map(_metric, ways)]
-    scores = [result.score(_metric(name), words) for name, result in results.items()]
+    protocol = _protocol(words, caution, command)
+    scores = [result.score(_metric(name), protocol) for name, result in results.items()]
     return Measured(
         spec=replace(wider, agreements=(*kept, *scores)),
         results=results,
         left_out=held_out.dropped,
+        caution=caution,
     )
 
 
@@ -103,13 +105,14 @@ def measure_half(model: Path, manifest: Path, device: Device, console: Console) 
     first = Preprocessor(spec)
     held_out = HeldOut(spec, manifest, first)
     half = halve(onnx.load(model))
-    with _half_session(half, spec, Placement(device=device, strict=True)) as other:
+    with half_session(half, spec, Placement(device=device, strict=True)) as other:
         ways = {"float16": _same_pairs(other)}
         results = compare(spec, held_out, _served(first, session), ways, console)
         on = "a CPU that rounds each result" if device == "cpu" else other.provider
     words = f"{_against(spec, held_out, manifest)}, network in float16 on {on}"
     command = f"`mfdan-train halve --model FILE --device {device} MANIFEST --out FILE`"
-    score = results["float16"].score(_metric("float16"), f"{words}; {command}")
+    caution = _caution(device)
+    score = results["float16"].score(_metric("float16"), _protocol(words, caution, command))
     return Halved(
         # Scores, reference and other agreements were measured on another file.
         spec=replace(
@@ -122,20 +125,23 @@ def measure_half(model: Path, manifest: Path, device: Device, console: Console) 
         ),
         results=results,
         left_out=held_out.dropped,
+        caution=caution,
         proto=half,
     )
 
 
-@contextmanager
-def _half_session(
-    half: onnx.ModelProto, spec: ModelSpec, placement: Placement
-) -> Iterator[Session]:
-    """Open a half-precision network on a GPU, or its rehearsal on the CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{spec.name}.onnx"
-        proto = rehearsal(half) if placement.device == "cpu" else half
-        write_model(proto, replace(spec, precision="float16"), path)
-        yield Session.open(path, placement)
+def _caution(device: Device) -> str:
+    """Return what a run on the CPU leaves open: GPUs sum in another order."""
+    if device != "cpu":
+        return ""
+    return (
+        "network and graphs measured on CPUExecutionProvider only: "
+        "measure on the GPU (--device cuda) before serving there"
+    )
+
+
+def _protocol(words: str, caution: str, command: str) -> str:
+    return "; ".join(part for part in (words, caution, command) if part)
 
 
 def _metric(name: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from drawn_answers import write_model_of
+from drawn_face import background
 from drawn_pairs import TINY
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
@@ -28,13 +29,17 @@ TVL1 = FlowMethod(
         "scalesNumber": 2,
         "scaleStep": 0.5,
         "warpingsNumber": 2,
-        "outerIterations": 2,
-        "innerIterations": 8,
+        "outerIterations": 1,
+        "innerIterations": 4,
         "medianFiltering": 1,
         "epsilon": 0.0,
     },
 )
 PEOPLE = [str(row % 20) for row in range(200)]
+ON_A_CPU = (
+    "network and graphs measured on CPUExecutionProvider only: "
+    "measure on the GPU (--device cuda) before serving there"
+)
 
 
 def rows(*apart: float) -> np.ndarray:
@@ -52,6 +57,7 @@ def run(*words: str | Path) -> Result:
 @pytest.fixture
 def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LEAST_PAIRS", 8)
+    monkeypatch.setattr(measuring, "LEAST_PEOPLE", 2)
 
 
 @pytest.fixture(scope="session")
@@ -89,18 +95,30 @@ def test_what_is_no_number_agrees_with_nothing() -> None:
     assert broken.largest == math.inf
 
 
-def test_where_all_agree_the_lower_bound_is_the_exact_one() -> None:
-    """Clopper and Pearson: p^200 = .025 where none of 200 differs."""
-    all_ = agreement(rows(), rows(), PEOPLE)
+@pytest.mark.parametrize("people", [20, 50, 200])
+def test_where_all_agree_the_lower_bound_is_the_exact_one_of_as_many_people(people: int) -> None:
+    """Clopper and Pearson: p^n = .025 where none of n people differs, however many pairs each."""
+    all_ = agreement(rows(), rows(), [str(row % people) for row in range(200)])
     assert (all_.share, all_.high) == (1, 1)
-    assert all_.low == pytest.approx(0.025 ** (1 / 200), abs=1e-6)
+    assert all_.low == pytest.approx(0.025 ** (1 / people), abs=1e-6)
 
 
-def test_pairs_of_one_person_are_no_evidence_apart() -> None:
-    spread = agreement(rows(), rows(*[0.1] * 10), PEOPLE)
-    of_one = agreement(rows(), rows(*[0.1] * 10), ["a"] * 10 + PEOPLE[10:])
-    assert of_one.share == spread.share == 0.95
-    assert of_one.low < spread.low - 0.02
+def test_each_pair_that_differs_lowers_the_lower_bound() -> None:
+    lows = [agreement(rows(), rows(*[0.1] * count), PEOPLE).low for count in range(5)]
+    assert lows == sorted(set(lows), reverse=True)
+
+
+def test_a_person_with_many_pairs_counts_for_no_more_people() -> None:
+    """Half of the pairs differ: half of each person's, or all of one person's."""
+    half = rows(*[0.1] * 100)
+    each = agreement(rows(), half, PEOPLE)
+    of_one = agreement(rows(), half, ["0"] * 100 + [str(1 + row % 19) for row in range(100)])
+    assert (of_one.share, of_one.people) == (each.share, each.people) == (0.5, 20)
+    assert of_one.low < each.low - 0.02
+
+
+def test_where_none_agrees_the_lower_bound_is_nothing() -> None:
+    assert agreement(rows(), rows() + 0.1, PEOPLE).low == 0
 
 
 def test_another_likeliest_class_is_counted() -> None:
@@ -168,7 +186,8 @@ def test_a_model_that_stays_itself_in_half_precision_is_written(
     assert spec.precision == "float16"
     (score,) = spec.agreements
     assert (score.metric, score.value) == ("agrees_float16", 1)
-    assert "rounds each result; `mfdan-train halve" in score.protocol
+    assert f"rounds each result; {ON_A_CPU}; `mfdan-train halve" in score.protocol
+    assert result.stdout.splitlines()[-1] == ON_A_CPU
     before = load_spec(model)
     after = {"precision": "float32", "agreements": (), "onnx_sha256": before.onnx_sha256}
     assert replace(spec, **after) == before
@@ -216,6 +235,8 @@ def test_a_backend_that_gives_the_same_answers_is_allowed_in_the_spec_alone(
         "agrees_onnx_fused",
     ]
     assert all("8 pairs of 2 people" in score.protocol for score in spec.agreements[1:])
+    assert all(f"; {ON_A_CPU}; " in score.protocol for score in spec.agreements[1:])
+    assert result.stdout.splitlines()[-1] == ON_A_CPU
     assert replace(spec, flow_backends=("opencv-cpu",), agreements=()) == before
 
 
@@ -268,9 +289,32 @@ def test_too_few_pairs_prove_nothing(
     monkeypatch.chdir(model.parent)
     result = run(*command, "--model", model, pairs)
     assert result.exit_code == 1
-    assert "8 pairs of pictures" in result.stderr
-    assert "200 are needed" in result.stderr
+    assert "8 pairs of pictures of 2 people" in result.stderr
+    assert "200 of 20 people are needed" in result.stderr
     assert not (model.parent / "half.onnx").exists()
+
+
+def test_pairs_of_too_few_people_prove_nothing(
+    model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "LEAST_PAIRS", 8)
+    result = run("agree", "--model", model, "--backend", "onnx", pairs)
+    assert result.exit_code == 1
+    assert "8 pairs of pictures of 2 people whom the model never saw are too few" in result.stderr
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_pairs_in_which_no_face_is_found_are_no_evidence(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "wall.png"), background(240, 320))
+    first, *others = read_pairs(pairs)
+    write_pairs(pairs_of := tmp_path / "pairs.csv", [replace(first, onset="wall.png"), *others])
+    out = tmp_path / "half.onnx"
+    result = run("halve", "--model", model, pairs_of, "--out", out)
+    assert result.exit_code == 1
+    assert "7 pairs of pictures of 2 people" in result.stderr
+    assert not out.exists()
 
 
 @pytest.mark.usefixtures("few_are_enough")
@@ -292,7 +336,8 @@ def test_pairs_of_people_whom_the_weights_saw_prove_nothing(pairs: Path, tmp_pat
 def test_flow_on_a_gpu_is_compared_with_the_cpu_s(pairs: Path, tmp_path: Path) -> None:
     path = write_model_of(tmp_path, TINY, "elsewhere")
     result = run("agree", "--model", path, "--backend", "opencv-cuda", pairs)
-    assert "opencv-cuda: " in result.stdout, result.output
+    assert result.exit_code == 0, result.output
+    assert "opencv-cuda: 100.00% of 8 pairs of 2 people" in result.stdout
 
 
 @pytest.mark.skipif(
@@ -308,3 +353,4 @@ def test_half_precision_is_measured_on_the_gpu_that_computes_it(
     assert result.exit_code == 0, result.output
     (score,) = load_spec(out).agreements
     assert "float16 on CUDAExecutionProvider" in score.protocol
+    assert "before serving there" not in score.protocol + result.stdout
