@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -71,13 +72,18 @@ def draw(tone: float, move: dict[str, float]) -> Image:
     return draw_face(scene, centre=(160.0, 105.0), eye_distance=48.0, tone=tone, **move)
 
 
+@cache  # drawing a face takes a tenth of a second, and tests ask for few different ones
+def _png(tone: float, label: str) -> bytes:
+    return cv2.imencode(".png", draw(tone, MOVES[label])[:, :, ::-1])[1].tobytes()
+
+
 def draw_pair(folder: Path, subject: int, label: str) -> Pair:
     """Write the two pictures of a person, who is a skin tone, making one expression."""
     tone = 0.6 + 0.08 * subject
     names = []
-    for moment, move in (("onset", {}), ("apex", MOVES[label])):
+    for moment, shown in (("onset", "none"), ("apex", label)):
         name = f"{subject}-{label}-{moment}.png"
-        cv2.imwrite(str(folder / name), draw(tone, move)[:, :, ::-1])
+        (folder / name).write_bytes(_png(tone, shown))
         names.append(name)
     return Pair(
         dataset="drawn",
