@@ -49,7 +49,8 @@ class Batcher(Generic[Row]):
     is called in one thread, one call at a time. Items are of one kind: the same arrays, of the
     same shapes. `sizes` are the batch sizes it may be called with; 1 is among them. `observer`
     hears of every run, under the model's `name`. How many may wait is for the caller to bound,
-    before the work that an item costs.
+    before the work that an item costs. `excuses` says of what a run raised whether its callers make
+    good for it: then they alone hear of it, and it speaks for no failure.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Batcher(Generic[Row]):
         sizes: Sequence[int],
         name: str = "",
         observer: Observer | None = None,
+        excuses: Callable[[Exception], bool] = lambda _error: False,
     ) -> None:
         if 1 not in sizes:
             raise ValueError(f"batch sizes {tuple(sizes)} leave a lone item unanswered: add 1")
@@ -66,6 +68,7 @@ class Batcher(Generic[Row]):
         self._sizes = sorted(sizes, reverse=True)
         self._name = name
         self._observer = observer or Observer()
+        self._excuses = excuses
         self._blank: Arrays | None = None
         self._lock = threading.Lock()
         self._jobs: deque[_Job[Row]] = deque()
@@ -89,7 +92,7 @@ class Batcher(Generic[Row]):
 
     @property
     def failed(self) -> bool:
-        """Whether the last run raised."""
+        """Whether the last run raised, and was not excused."""
         return self._blank is not None
 
     def submit(self, items: Iterable[Arrays]) -> list[Future[Row]]:
@@ -208,10 +211,12 @@ class Batcher(Generic[Row]):
     def _fail_batch(self, error: Exception) -> None:
         if not self._batch:
             return
-        if not isinstance(error, WorkerDied):  # it says nothing of the network
-            self._blank = tuple(map(np.zeros_like, self._batch[0].arrays))
         self._busy_since = None
-        self._observer.batch_failed(self._name, len(self._batch), error)
+        excused = self._excuses(error)
+        if not (excused or isinstance(error, WorkerDied)):  # that says nothing of the network
+            self._blank = tuple(map(np.zeros_like, self._batch[0].arrays))
+        if not excused:
+            self._observer.batch_failed(self._name, len(self._batch), error)
         _fail(self._batch, error)
         self._batch = ()
 

@@ -20,6 +20,8 @@ class Course:
     """From the moment it was asked for."""
     asked_ns: int = field(default_factory=time.time_ns)
     asked: float = field(default_factory=time.perf_counter)
+    place: Place = "waiting"
+    """Where it is now."""
     begun: float | None = None
     """When a worker took it; the next three follow it in this order."""
     prepared: float | None = None
@@ -31,23 +33,24 @@ class Course:
     answered: float | None = None
     """When all was there that the answer tells."""
 
-    @property
-    def place(self) -> Place:
-        """Where it is now."""
-        if self.prepared is not None and self.inferred is None:
-            return "network"
-        if self.begun is None or (self.inferred is not None and self.resumed is None):
-            return "waiting"
-        return "working"
-
-    def taken(self) -> float:
-        """Note that a worker takes it, for the first time or again; return how long it waited."""
+    def taken(self) -> None:
+        """Note that a worker takes it, for the first time or again."""
         now = time.perf_counter()
-        if self.inferred is None:
+        if self.begun is None:
             self.begun = now
-            return now - self.asked
-        self.resumed = now
-        return now - self.inferred
+        elif self.inferred is not None:
+            self.resumed = now
+        self.place = "working"
+
+    def asks(self) -> None:
+        """Note that the network is asked; once more, where a fused run was lost."""
+        self.prepared = time.perf_counter()
+        self.place = "network"
+
+    def measures(self) -> None:
+        """Note that the network has answered, and that a worker is needed again."""
+        self.inferred = time.perf_counter()
+        self.place = "waiting"
 
     def moments(self) -> Moments:
         """Return when what happened, of one that is answered."""

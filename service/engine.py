@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import FlowFailed, ShapeError
+from model.errors import FlowFailed, FlowFault, ShapeError
 from model.face import FaceFinder
 from model.fused import FusedRow
 from model.session import Session
@@ -52,6 +52,7 @@ from service.preparation import (
     measure_pair,
     prepare_clip,
     prepare_pair,
+    solve_pair,
 )
 from service.registry import Registry, open_sessions
 from service.settings import Settings
@@ -285,7 +286,8 @@ class Engine:
         _check_tensors(image, flow, self.session(model).spec.input_size)
         with self._in_use(model) as chosen, self._pairs_admitted(len(image)):
             course = Course(self._settings.deadline_ms / 1e3)
-            course.begun = course.prepared = course.asked
+            course.begun = course.asked
+            course.asks()
             asked = chosen.batcher.submit(zip(image, flow, strict=True))
             rows = await self._within(course, _answered(asked))
             return chosen.session, np.stack(rows)
@@ -437,17 +439,19 @@ class Engine:
         work: Callable[[Check], Prepared],
         course: Course,
         places: asyncio.Semaphore | None = None,
+        *,
+        ahead: bool = False,
     ) -> Answer:
         asked: list[Row] = []
 
         def hand_over(check: Check) -> Prepared:
             prepared = work(check)
             check()
-            course.prepared = time.perf_counter()
+            course.asks()
             asked.extend(model.batcher.submit(prepared.inputs))
             return prepared
 
-        prepared = await self._in_worker(model, hand_over, course, asked, places)
+        prepared = await self._in_worker(model, hand_over, course, asked, places, ahead=ahead)
         # A clip's count from here on, and are never refused: its decoding is paid for. Those of
         # pairs were counted, as asked for, when they were admitted.
         with self._counted(items=0 if prepared.clip is None else len(asked)):
@@ -468,13 +472,14 @@ class Engine:
         """Crop in one worker, compute flow and network in one run, measure in a worker again.
 
         No worker waits for the run: else no more pairs could share it than there are workers.
+        Where the run fails for its device, the pair goes on as one of a model that has none.
         """
         asked: list[Future[FusedRow]] = []
 
         def hand_over(check: Check) -> CroppedPair:
             cropped = crop(check)
             check()
-            course.prepared = time.perf_counter()
+            course.asks()
             asked.extend(
                 fused.submit(
                     (one.onset, one.onset_grey, one.apex_grey, one.outline) for one in cropped.crops
@@ -483,8 +488,22 @@ class Engine:
             return cropped
 
         cropped = await self._in_worker(model, hand_over, course, asked)
-        rows = await _answered(asked)
-        course.inferred = time.perf_counter()
+        try:
+            rows = await _answered(asked)
+        except Exception as error:
+            fault = model.loaded.fault_of_fused(error)
+            if fault is None:
+                raise
+            if not model.loaded.makes_good(error):
+                self._observer.flow_failed(model.loaded.spec.name, fault, fell_back=False)
+                raise
+        else:
+            fault = None
+        if fault is not None:
+            course.place = "waiting"
+            work = self._unfused(model, cropped, options, fault)
+            return await self._answer(model, work, course, ahead=True)
+        course.measures()
 
         def measure(_check: Check) -> Prepared:
             return measure_pair(cropped, rows, options)
@@ -496,6 +515,21 @@ class Engine:
         told = replace(measured, timings_ms=timings)
         shares = [row.probabilities for row in rows]
         return _answer_of(model.loaded, model.loaded.provider, told, shares, course)
+
+    def _unfused(
+        self, model: Model, cropped: CroppedPair, options: Options, fault: FlowFault
+    ) -> Callable[[Check], Prepared]:
+        """Return what computes the flow of a pair whose fused run has failed."""
+
+        def work(check: Check) -> Prepared:
+            prepared = solve_pair(model.preprocessor, cropped, options, check)
+            for item in (item for face in prepared.faces for item in face.items):
+                # Where the CPU took it, the solver has told already.
+                if item.pair.flow_backend == model.loaded.flow_backend:
+                    self._observer.flow_failed(model.loaded.spec.name, fault, fell_back=True)
+            return prepared
+
+        return work
 
     async def _in_worker(  # noqa: PLR0913 - what is done, for whom, and where it waits
         self,
@@ -520,10 +554,8 @@ class Engine:
             if abandoned.is_set():
                 raise _Abandoned
 
-        waited_s: list[float] = []
-
         def begin() -> T:
-            waited_s.append(course.taken())
+            course.taken()
             try:
                 return work(check)
             except FlowFailed as error:
@@ -545,8 +577,8 @@ class Engine:
             raise
         finally:
             abandoned.set()
-            for seconds in waited_s:
-                self._observer.waited("worker", seconds)
+            if course.begun is not None and not ahead:
+                self._observer.waited("worker", course.begun - course.asked)
 
     async def _warm_up(self) -> None:
         """Run every stage once: each network every batch size, each worker its detector."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from model.errors import FlowFault
 from model.fused import Fused
 from model.session import Session
-from model.solver import Solver, open_solver
+from model.solver import Solver, fault_of, open_solver
 from model.spec import FlowBackend, ModelSpec
 from service.observer import Observer
 from service.settings import Settings
@@ -59,4 +59,13 @@ class Loaded:
     @property
     def fell_back(self) -> bool:
         """Whether a GPU was asked for and not got."""
-        return self.session.fell_back or (self.fused is not None and self.fused.fell_back)
+        graphs = (self.session, self.solver, self.fused)
+        return any(one.fell_back for one in graphs if one is not None)
+
+    def fault_of_fused(self, error: BaseException) -> FlowFault | None:
+        """Tell what failed on the device of a fused run; None for an error that is not its."""
+        return None if self.fused is None else fault_of(error, self.fused.provider)
+
+    def makes_good(self, error: BaseException) -> bool:
+        """Whether pairs go on without the fused run that raised this: not one of them is lost."""
+        return self.solver.spared and self.fault_of_fused(error) is not None

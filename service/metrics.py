@@ -114,7 +114,7 @@ class WorkMetrics:
         )
         self.flow_fallbacks = Counter(
             "mfdan_flow_fallbacks",
-            "Flows that the CPU computed, because the GPU failed.",
+            "Flows that were computed otherwise than they should, because the GPU failed.",
             ("model", "reason"),
             registry=registry,
         )

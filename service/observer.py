@@ -20,7 +20,7 @@ class Observer:
     """Hears of the engine's work and does nothing; listeners override what they want to hear.
 
     What concerns runs of the network (`waited` for it, `batch_ran`, `batch_failed`) is told in
-    the thread that runs it, and `flow_failed` in a worker; the rest is told in the event loop.
+    the thread that runs it, and `flow_failed` in any; the rest is told in the event loop.
     Every method must return at once, be safe to call from several threads, and ask nothing of
     the thread or the context that it is called in.
     """
@@ -35,7 +35,7 @@ class Observer:
         """Hear of a run of the network that raised."""
 
     def flow_failed(self, model: str, fault: FlowFault, *, fell_back: bool) -> None:
-        """Hear that the GPU failed at the flow of one pair, and whether the CPU computed it."""
+        """Hear that the GPU failed at the flow of one pair, and whether it was computed again."""
 
     def dropped(self, place: Place, why: Why) -> None:
         """Hear of a request that nobody waits for any more: nothing further is started for it."""

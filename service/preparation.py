@@ -38,6 +38,7 @@ __all__ = [
     "measure_pair",
     "prepare_clip",
     "prepare_pair",
+    "solve_pair",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -102,7 +103,15 @@ def prepare_pair(
     Raises: InputError, naming the frame; ShapeError (of frames that are decoded already);
     FlowFailed; what `check` raises.
     """
-    cropped = crop_pair(preprocessor, sent, options, limits, check)
+    return solve_pair(
+        preprocessor, crop_pair(preprocessor, sent, options, limits, check), options, check
+    )
+
+
+def solve_pair(
+    preprocessor: Preprocessor, cropped: CroppedPair, options: Options, check: Check
+) -> Prepared:
+    """Compute a pair's flow. Raises: FlowFailed; what `check` raises."""
     pairs = []
     for crops in cropped.crops:
         check()

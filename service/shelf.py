@@ -51,7 +51,7 @@ class Model:
 
     @property
     def failed(self) -> bool:
-        """Whether the last run of one of its graphs raised."""
+        """Whether the last run of one of its graphs raised what costs an answer."""
         return any(one.failed for one in self._batchers)
 
     @property
@@ -175,12 +175,17 @@ class Shelf:
             loaded,
             Preprocessor(spec, self._finder, loaded.solver),
             self._batcher(spec.name, loaded.session.run),
-            None if fused is None else self._batcher(spec.name, fused.run),
+            None if fused is None else self._batcher(spec.name, fused.run, loaded.makes_good),
         )
 
-    def _batcher(self, name: str, run: Callable[..., Collection[Row]]) -> Batcher[Row]:
+    def _batcher(
+        self,
+        name: str,
+        run: Callable[..., Collection[Row]],
+        excuses: Callable[[Exception], bool] = lambda _error: False,
+    ) -> Batcher[Row]:
         sizes = self._settings.batch_sizes
-        return Batcher(run, sizes=sizes, name=name, observer=self._observer)
+        return Batcher(run, sizes=sizes, name=name, observer=self._observer, excuses=excuses)
 
     def _retire(self, model: Model) -> None:
         model.retired = True

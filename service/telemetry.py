@@ -92,7 +92,7 @@ class Telemetry(Observer):
         )
 
     def flow_failed(self, model: str, fault: FlowFault, *, fell_back: bool) -> None:
-        """Count a GPU's failure at the flow of a pair; log the first of its kind.
+        """Count a GPU's failure at the flow of a pair, alone or fused; log the first of its kind.
 
         A GPU that is lost fails with each pair: a line for each would bury all others.
         """

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image as Pillow
 from starlette.types import ASGIApp
 
+from model.errors import FlowFault
 from model.session import Session
 from service.observer import Change, Observer, Place, Wait, Why
 from service.settings import Settings
@@ -105,6 +106,7 @@ class Listener(Observer):
     def __init__(self) -> None:
         self.ran: list[tuple[str, int, float]] = []
         self.failed: list[tuple[str, int, str]] = []
+        self.flows: list[tuple[str, str, bool]] = []
         self.waits: list[tuple[str, float]] = []
         self.drops: list[tuple[str, str]] = []
         self.deaths: list[str] = []
@@ -122,6 +124,9 @@ class Listener(Observer):
 
     def batch_failed(self, model: str, size: int, error: BaseException) -> None:
         self.failed.append((model, size, str(error)))
+
+    def flow_failed(self, model: str, fault: FlowFault, *, fell_back: bool) -> None:
+        self.flows.append((model, fault, fell_back))
 
     def dropped(self, place: Place, why: Why) -> None:
         self.drops.append((place, why))

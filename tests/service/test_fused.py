@@ -186,13 +186,16 @@ def test_a_hundred_pairs_at_once_each_get_their_own_answer(
 
 
 def test_the_stages_of_a_fused_pair_are_told_in_their_order(make: MakeSettings) -> None:
+    heard = Listener()
+
     async def run() -> Answer:
-        async with opened(make()) as engine:
+        async with opened(make(), heard) as engine:
             return await engine.predict(face_frames(2.0))
 
     answer = asyncio.run(run())
     stages = ["decode", "detect", "align", "infer", "flow", "quality", "total"]
     assert list(answer.timings_ms) == stages
+    assert [what for what, _ in heard.waits] == ["network", "worker"]
     work_ms = sum(ms for stage, ms in answer.timings_ms.items() if stage != "total")
     assert work_ms <= answer.timings_ms["total"]
     at = answer.moments
@@ -255,6 +258,7 @@ class Held:
         self.sizes: list[int] = []
         self.started, self.may_go = threading.Event(), threading.Event()
         self.broken = False
+        self.fault = "the device is lost"
         self._run = Fused.run
         patch.setattr(Fused, "run", lambda fused, *arrays: self.run(fused, *arrays))  # noqa: PLW0108 - it binds the model
         patch.setattr(Fused, "warm_up", lambda _fused, _sizes: None)
@@ -264,7 +268,7 @@ class Held:
         self.started.set()
         assert self.may_go.wait(20)
         if self.broken:
-            raise RuntimeError("the device is lost")
+            raise RuntimeError(self.fault)
         return self._run(fused, *arrays)
 
 
@@ -434,6 +438,79 @@ def lost_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
     monkeypatch.setattr(loaded, "open_solver", open_solver)
     return chosen
+
+
+class LostGraph:
+    """The graph of the flow alone, on a GPU that is gone."""
+
+    backend = "onnx"
+
+    def solve(self, _onset: Image, _apex: Image) -> Image:
+        raise RuntimeError("CUDA failure 999: unknown error")
+
+
+@pytest.fixture
+def full_gpu(monkeypatch: pytest.MonkeyPatch, held: Held) -> Held:
+    """Fused runs that fail for want of a GPU's memory: there is none here to fill."""
+    monkeypatch.setattr(Fused, "provider", "CUDAExecutionProvider")
+    held.fault = "CUDA failure 2: out of memory"
+    held.broken = True
+    held.may_go.set()
+    return held
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_pairs_go_on_where_the_gpu_fails_with_the_fused_run(
+    make: MakeSettings, full_gpu: Held, monkeypatch: pytest.MonkeyPatch, *, lost: bool
+) -> None:
+    """By the graph of the flow alone, and where that fails too by the CPU; each counted once."""
+    if lost:
+        monkeypatch.setattr(
+            loaded,
+            "open_solver",
+            lambda spec, _wanted, **given: Solver(
+                LostGraph(), CpuFlow(spec.flow), given["on_fallback"]
+            ),
+        )
+
+    async def run() -> None:
+        heard = Listener()
+        async with opened(make(), heard) as engine:
+            kinds = [face_frames(2.0), face_frames(0.0, 2.0), face_frames(2.0)]
+            answers = await asyncio.gather(*map(engine.predict, kinds))
+            assert (engine.ready, engine.items, heard.failed) == (True, 0, [])
+            assert heard.flows == [("tiny", "device" if lost else "memory", True)] * 3
+            assert [what for what, _ in heard.waits].count("worker") == 3
+            full_gpu.broken = False
+            whole = await asyncio.gather(*map(engine.predict, kinds))
+        for answer, fused in zip(answers, whole, strict=True):
+            assert answer.flow_backend == ("opencv-cpu" if lost else "onnx")
+            assert fused.flow_backend == "onnx"
+            np.testing.assert_allclose(shares(answer), shares(fused), atol=0.02)
+            stages = ["decode", "detect", "align", "flow", "quality", "tensors", "infer", "total"]
+            assert list(answer.timings_ms) == stages
+            at = answer.moments
+            assert at.begun_ns < at.prepared_ns < at.inferred_ns == at.resumed_ns
+        assert shares(answers[0]) != shares(answers[1])
+
+    asyncio.run(run())
+
+
+def test_where_the_cpu_may_not_take_over_a_fused_run_that_fails_is_a_failure(
+    make: MakeSettings, full_gpu: Held
+) -> None:
+    async def run() -> None:
+        heard = Listener()
+        async with opened(make(strict_gpu=True), heard) as engine:
+            with pytest.raises(RuntimeError, match=full_gpu.fault):
+                await engine.predict(face_frames(2.0))
+            assert heard.flows == [("tiny", "memory", False)]
+            assert ([one[2] for one in heard.failed], engine.trouble) == (
+                [full_gpu.fault],
+                "inference_failed",
+            )
+
+    asyncio.run(run())
 
 
 def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
