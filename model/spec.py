@@ -27,6 +27,7 @@ __all__ = [
     "Reference",
     "Score",
     "check_backends",
+    "check_parameters",
     "file_sha256",
     "load_spec",
     "spec_path",
@@ -66,6 +67,65 @@ class FlowMethod:
     algorithm: Literal["tvl1", "farneback", "dis", "brox"]
     """Brox exists on CUDA GPUs only."""
     parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """By OpenCV's names. What a library reads as 32 bits must be finite there; TV-L1's must be of a
+    size that computes something, in seconds."""
+
+    def __post_init__(self) -> None:
+        check_parameters(self.algorithm, self.parameters)
+
+
+_TVL1_RANGES: Mapping[str, tuple[float, float]] = {
+    "tau": (1e-4, 1.0),
+    "lambda": (1e-4, 1e3),
+    "theta": (1e-4, 1e3),
+    "scalesNumber": (1, 100),
+    "warpingsNumber": (1, 100),
+    "outerIterations": (1, 1000),
+    "innerIterations": (1, 1000),
+    "scaleStep": (0.1, 0.99),
+}
+"""Parameter → least and largest value; ours, far beyond what anybody uses."""
+_TVL1_COUNTS = {
+    "scalesNumber": 5,
+    "warpingsNumber": 5,
+    "outerIterations": 10,
+    "innerIterations": 30,
+}
+"""OpenCV's defaults, whose product is how many iterations a pair takes."""
+_TVL1_MOST = 25_000
+
+
+def check_parameters(algorithm: str, parameters: Mapping[str, object]) -> None:
+    """Check that numbers are of a size that a flow can be computed with.
+
+    What has another type than it should, the algorithm itself refuses. Raises: ValueError.
+    """
+    numbers = {
+        name: value
+        for name, value in parameters.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    for name, value in numbers.items():
+        if not abs(value) < _BEYOND_INT32:  # nor is a NaN
+            raise ValueError(f"{name} must be a finite number below {_BEYOND_INT32}")
+    if algorithm == "tvl1":
+        _check_tvl1(numbers)
+
+
+_BEYOND_INT32 = 2**31
+
+
+def _check_tvl1(numbers: Mapping[str, float]) -> None:
+    for name in numbers.keys() & _TVL1_RANGES.keys():
+        least, most = _TVL1_RANGES[name]
+        if not least <= numbers[name] <= most:
+            raise ValueError(f"TV-L1 needs {name} from {least:g} to {most:g}, not {numbers[name]}")
+    total = math.prod(numbers.get(name, default) for name, default in _TVL1_COUNTS.items())
+    if total > _TVL1_MOST:
+        raise ValueError(
+            f"TV-L1 may take {_TVL1_MOST} iterations in all, not {total}: "
+            f"{' x '.join(_TVL1_COUNTS)}"
+        )
 
 
 DEFAULT_FLOW = FlowMethod(algorithm="dis", parameters={"preset": "medium"})
@@ -251,7 +311,7 @@ class ModelSpec:
     """Below this motion of the region that moved most (`Motion.moved_px`, pixels of the crop)
     nothing moved. The default only stops what cannot have moved, such as one frame sent twice;
     `calibrate` raises it."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3, allow_inf_nan=False)
     """The network's outputs are divided by it before the softmax, so that a probability is the
     share of such answers that are right (Guo et al. 2017); `calibrate` fits it."""
     abstention_threshold: float = Field(default=0.0, ge=0, lt=1)

@@ -15,14 +15,18 @@ import numpy as np
 import spox.opset.ai.onnx.v20 as op
 from spox import Tensor, Var, argument, build, inline
 
+from model.spec import check_parameters
+
 __all__ = ["Tvl1Parameters", "scale_sides", "tvl1"]
 
 _OPSET = 20
 _SMALLEST_SIDE = 16
-_UNROLLED_STEPS = 256
-"""Up to so many iterations stand in the graph one after another. Above it they are
+_UNROLLED_OPERATORS = 8000
+"""Iterations of up to so many operators stand in the graph one after another. Above it they are
 Loops: the graph stays small, but ONNX Runtime comes back to the host for every iteration and
 cannot capture the graph for CUDA."""
+_MOST_WARPS = 64
+"""On all scales together; each is built into the graph by itself, in up to a tenth of a second."""
 _NO_GRADIENT: Final = float(np.finfo(np.float32).eps)
 """Squared grey levels per pixel: OpenCV moves no pixel with less by its brightness."""
 
@@ -42,15 +46,6 @@ class Tvl1Parameters:
     median: int = 5
     """Side of the median filter of the flow, pixels; 1 for none."""
 
-    def __post_init__(self) -> None:
-        for name in ("tau", "lambda_", "theta", "scales", "warps", "outer", "inner"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"TV-L1 needs {_SETTERS[name]} above 0, not {getattr(self, name)}")
-        if not 0 < self.scale_step < 1:
-            raise ValueError(f"TV-L1 needs scaleStep between 0 and 1, not {self.scale_step}")
-        if self.median not in (1, 3, 5):
-            raise ValueError(f"TV-L1 needs medianFiltering 1, 3 or 5, not {self.median}")
-
     @classmethod
     def read(cls, parameters: Mapping[str, Any]) -> "Tvl1Parameters":
         """Take the parameters of a spec, by the names of OpenCV's setters.
@@ -59,7 +54,7 @@ class Tvl1Parameters:
         here all pairs of a batch get all of them. Only with `epsilon` 0 do both do the same.
 
         Raises: ValueError for one that TV-L1 does not have, or that this one cannot follow
-        (`gamma` other than 0, `useInitialFlow`).
+        (`gamma` other than 0, `useInitialFlow`), or is of a size that nothing is computed with.
         """
         fields = {name: field for field, name in _SETTERS.items()}
         if unknown := parameters.keys() - fields.keys() - _IGNORED.keys():
@@ -68,8 +63,11 @@ class Tvl1Parameters:
             if parameters[name] != _IGNORED[name]:
                 raise ValueError(f"TV-L1 as ONNX takes no {name} but {_IGNORED[name]}")
         given = {name: parameters[name] for name in parameters.keys() & fields.keys()}
-        for name, value in given.items():
-            _check_number(name, value, whole=fields[name] in _WHOLE)
+        for name in given.keys() | parameters.keys() & {"epsilon"}:
+            _check_number(name, parameters[name], whole=fields.get(name) in _WHOLE)
+        check_parameters("tvl1", parameters)
+        if (side := given.get("medianFiltering", 1)) not in _MEDIANS:
+            raise ValueError(f"TV-L1 needs medianFiltering 1, 3 or 5, not {side}")
         return cls(**{fields[name]: value for name, value in given.items()})
 
 
@@ -85,6 +83,7 @@ _SETTERS = {
     "median": "medianFiltering",
 }
 _WHOLE = {"scales", "warps", "outer", "inner", "median"}
+_MEDIANS = (1, 3, 5)
 _IGNORED = {"epsilon": 0.01, "gamma": 0, "useInitialFlow": False}
 
 
@@ -123,8 +122,12 @@ def tvl1(onset: Var, apex: Var, parameters: Mapping[str, Any], size: int) -> Var
     """
     chosen = Tvl1Parameters.read(parameters)
     sides = scale_sides(chosen, size)
-    total = len(sides) * chosen.warps * chosen.outer * chosen.inner
-    solver = _Solver(chosen, unrolled=total <= _UNROLLED_STEPS)
+    if (warps := len(sides) * chosen.warps) > _MOST_WARPS:
+        raise ValueError(
+            f"TV-L1 as ONNX makes at most {_MOST_WARPS} warps, not {warps}: "
+            f"{len(sides)} scales with warpingsNumber {chosen.warps}"
+        )
+    solver = _Solver(chosen, warps)
     pair = op.concat([_as_channel(onset), _as_channel(apex)], axis=1)
     pyramid = [pair]
     for side, smaller in pairwise(sides):
@@ -178,24 +181,25 @@ def _resized(x: Var, side: int, wanted: int, step: float) -> Var:
 _Piece: TypeAlias = Callable[..., Sequence[Var]]
 
 
-def _built_once(piece: _Piece, channels: Sequence[int]) -> _Piece:
-    """Build a piece of graph to be put in many times: spox would infer every operator anew.
+class _BuiltOnce:
+    """A piece of graph to be put in many times: spox would infer every operator anew.
 
     Its arguments are (N, channels, H, W) of any size.
     """
-    inputs = {
-        f"x{place}": argument(Tensor(np.float32, ("batch", count, "height", "width")))
-        for place, count in enumerate(channels)
-    }
-    outputs = {f"y{place}": result for place, result in enumerate(piece(*inputs.values()))}
-    model = build(inputs, outputs)
-    # Else spox takes every copy through ONNX's version converter.
-    model.opset_import[0].version = _OPSET
 
-    def put_in(*values: Var) -> list[Var]:
-        return list(inline(model)(**dict(zip(inputs, values, strict=True))).values())
+    def __init__(self, piece: _Piece, channels: Sequence[int]) -> None:
+        self._inputs = {
+            f"x{place}": argument(Tensor(np.float32, ("batch", count, "height", "width")))
+            for place, count in enumerate(channels)
+        }
+        results = piece(*self._inputs.values())
+        self._model = build(self._inputs, {f"y{at}": one for at, one in enumerate(results)})
+        # Else spox takes every copy through ONNX's version converter.
+        self._model.opset_import[0].version = _OPSET
+        self.operators = sum(node.op_type != "Constant" for node in self._model.graph.node)
 
-    return put_in
+    def __call__(self, *values: Var) -> list[Var]:
+        return list(inline(self._model)(**dict(zip(self._inputs, values, strict=True))).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +224,26 @@ class _State:
     dual_y: Var
 
 
+_ITERATED = (2, 1, 2, 2, 2, 2)
+"""Channels of the fields of `_Linear` and of `_State`."""
+
+
 class _Solver:
     """The iterations of one set of parameters, on any scale."""
 
-    def __init__(self, parameters: Tvl1Parameters, *, unrolled: bool) -> None:
+    def __init__(self, parameters: Tvl1Parameters, warps: int) -> None:
+        """Take the parameters, and how many warps all scales make together."""
         self._parameters = parameters
-        self._unrolled = unrolled
         self._unit = parameters.tau / parameters.theta
-        self._step: _Piece = self._iterate
-        self._filter: _Piece = self._filtered
-        if unrolled:
-            self._step = _built_once(self._iterate, channels=(2, 1, 2, 2, 2, 2))
-            self._filter = _built_once(self._filtered, channels=(2,))
+        step = _BuiltOnce(self._iterate, _ITERATED)
+        median = _BuiltOnce(self._filtered, (2,))
+        outer = parameters.inner * step.operators + median.operators
+        self._unrolled = warps * parameters.outer * outer <= _UNROLLED_OPERATORS
+        self._step: _Piece = step if self._unrolled else self._iterate
+        self._filter: _Piece = median if self._unrolled else self._filtered
+        self._warp: _Piece = self._iterations
+        if not self._unrolled:  # where a copy is one Loop
+            self._warp = _BuiltOnce(self._iterations, _ITERATED)
 
     def refine(self, pair: Var, flow: Var | None, side: int) -> Var:
         """Return the flow of one scale, (N, 2, side, side), from that of the scale above."""
@@ -245,7 +257,8 @@ class _Solver:
             unmoved = flow is None and warp == 0
             warped = fields if unmoved else self._warped(padded, state.flow, side)
             linear = self._linearised(onset, warped, state.flow)
-            state = self._iterated(linear, state)
+            given = (linear.slope, linear.offset, linear.back)
+            state = _State(*self._warp(*given, state.flow, state.dual_x, state.dual_y))
         return op.mul(state.flow, _number(1 / self._unit))
 
     def _warped(self, padded: Var, flow: Var, side: int) -> Var:
@@ -269,19 +282,18 @@ class _Solver:
         offset = op.sub(offset, _summed(op.mul(slope, flow)))
         return _Linear(slope, offset, op.mul(gradient, _number(-self._unit)))
 
-    def _iterated(self, linear: _Linear, state: _State) -> _State:
-        """Run the outer iterations, each a filter and the inner ones."""
-        given = (linear.slope, linear.offset, linear.back)
+    def _iterations(self, *given: Var) -> Sequence[Var]:
+        """Run the outer iterations, each a filter and the inner ones; as `_iterate`."""
+        linear, start = given[:3], given[3:]
 
         def outer(now: Sequence[Var]) -> Sequence[Var]:
             return self._repeated(
                 self._parameters.inner,
-                lambda now: self._step(*given, *now),
+                lambda now: self._step(*linear, *now),
                 [*self._filter(now[0]), *now[1:]],
             )
 
-        start = [state.flow, state.dual_x, state.dual_y]
-        return _State(*self._repeated(self._parameters.outer, outer, start))
+        return self._repeated(self._parameters.outer, outer, start)
 
     def _repeated(
         self, times: int, step: Callable[[Sequence[Var]], Sequence[Var]], now: Sequence[Var]

@@ -64,7 +64,6 @@ class Device:
         self.locked: list[np.ndarray] = []
         self.faults: list[str] = []
         self.busy = threading.Semaphore(1)
-        self.HostMem_PAGE_LOCKED = 1
 
     def getCudaEnabledDeviceCount(self) -> int:
         return 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from cuda_stand_in import Device, cuda_error
+from cuda_stand_in import Algorithm, Device, Mat, Stream, cuda_error
 from drawn_face import draw_face
 from drawn_warp import bump, texture, warp
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
@@ -247,6 +247,19 @@ def test_a_gpu_that_fails_at_once_and_has_no_spare_is_refused(device: Device) ->
     device.breaks_with = "CUDA driver version is insufficient for CUDA runtime version"
     with pytest.raises(ModelError, match="do not fit together"):
         open_solver(ON_GPU)
+
+
+def test_a_backend_whose_first_flow_is_not_finite_is_refused(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calc(_self: Algorithm, _first: Mat, _second: Mat, flow: Mat, stream: Stream) -> Mat:
+        stream.add(lambda: flow.array.fill(np.nan))
+        return flow
+
+    monkeypatch.setattr(Algorithm, "calc", calc)
+    with pytest.raises(SpecInvalid, match="opencv-cuda does not run: it is not finite"):
+        open_solver(EVERYWHERE)
+    assert device.faults == []
 
 
 def test_an_opencv_built_without_brox_is_told(

@@ -83,8 +83,38 @@ def test_a_backend_that_cannot_compute_the_flow_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "parameters", "told"),
+    [
+        ("farneback", {"levels": 10**30}, "levels must be a finite number below 2147483648"),
+        ("farneback", {"poly_sigma": 1e300}, "poly_sigma must be a finite number"),
+        ("tvl1", {"tau": 10**400}, "tau must be a finite number"),
+        ("tvl1", {"lambda": float("nan")}, "lambda must be a finite number"),
+        ("tvl1", {"theta": float("-inf")}, "theta must be a finite number"),
+        ("tvl1", {"tau": 1e-300}, "tau from 0.0001 to 1, not 1e-300"),
+        ("tvl1", {"tau": 2.5}, "tau from 0.0001 to 1"),
+        ("tvl1", {"lambda": -1.0}, "lambda from 0.0001"),
+        ("tvl1", {"theta": 1e5}, "theta from 0.0001 to 1000"),
+        ("tvl1", {"innerIterations": 0}, "innerIterations from 1 to 1000, not 0"),
+        ("tvl1", {"scaleStep": 1.0}, "scaleStep from 0.1 to 0.99"),
+        ("tvl1", {"scalesNumber": 1000, "scaleStep": 0.99}, "scalesNumber from 1 to 100"),
+        ("tvl1", {"warpingsNumber": 100}, "may take 25000 iterations in all, not 150000: scales"),
+    ],
+)
+def test_numbers_that_no_flow_can_be_computed_with_are_refused(
+    algorithm: str, parameters: dict[str, float], told: str
+) -> None:
+    flow = {"algorithm": algorithm, "parameters": parameters}
+    document = json.loads(SPEC.to_json()) | {"flow": flow}
+    with pytest.raises(SpecInvalid, match=told) as raised:
+        ModelSpec.from_json(json.dumps(document))
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("temperature", 1e-50),
+        ("temperature", float("inf")),
         ("classes", ["only one"]),
         ("magnification", -1),
         ("name", "../../etc"),

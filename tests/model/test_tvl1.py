@@ -117,7 +117,7 @@ def test_opencv_s_own_defaults_give_its_flow_by_loops() -> None:
 def test_a_loop_and_a_row_of_iterations_give_the_same_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     onset = texture(4)
     apex = warp(onset, swell())
-    monkeypatch.setattr(tvl1_module, "_UNROLLED_STEPS", 0)
+    monkeypatch.setattr(tvl1_module, "_UNROLLED_OPERATORS", 0)
     method = FlowMethod(algorithm="tvl1", parameters=SETS["no median"])
     graph = flow_model(method, SIDE)
     assert "Loop" in {node.op_type for node in graph.graph.node}
@@ -190,16 +190,24 @@ def test_the_pyramid_has_opencv_s_sides() -> None:
         ({"gamma": 1.0}, "no gamma but 0"),
         ({"useInitialFlow": True}, "no useInitialFlow but False"),
         ({"medianFiltering": 7}, "medianFiltering 1, 3 or 5"),
-        ({"scaleStep": 1.0}, "scaleStep between 0 and 1"),
-        ({"innerIterations": 0}, "innerIterations above 0"),
-        ({"lambda": -1.0}, "lambda above 0"),
         ({"innerIterations": 2.5}, "whole number for innerIterations, not 2.5"),
         ({"tau": "0.25"}, "number for tau, not '0.25'"),
+        ({"epsilon": "none"}, "number for epsilon, not 'none'"),
+        ({"warpingsNumber": 40}, "at most 64 warps, not 80: 2 scales with warpingsNumber 40"),
     ],
 )
 def test_a_parameter_that_cannot_be_followed_is_named(extra: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecInvalid, match=words):
         OnnxFlow.open(FlowMethod(algorithm="tvl1", parameters=QUICK | extra), SIDE, ONE_THREAD)
+
+
+def test_medians_count_where_it_is_chosen_what_stands_in_a_row() -> None:
+    rows, loops = (
+        flow_model(FlowMethod(algorithm="tvl1", parameters=parameters(1, 1, 60, 1, side)), SIDE)
+        for side in (1, 5)
+    )
+    assert "Loop" not in {node.op_type for node in rows.graph.node}
+    assert "Loop" in {node.op_type for node in loops.graph.node}
 
 
 def test_another_algorithm_is_refused() -> None:
