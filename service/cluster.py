@@ -291,7 +291,10 @@ def _of_this_machine(error: Exception) -> str:
 
 
 def _cards(settings: Settings) -> int:
-    """Return how many GPUs a worker needs: Ray hides all others from it."""
+    """Return how many GPUs a worker needs: Ray hides all others from it.
+
+    With `auto` and the network on the CPU none: OpenCV then finds no GPU, on any machine.
+    """
     return int(settings.device != "cpu" or settings.flow == "opencv-cuda")
 
 

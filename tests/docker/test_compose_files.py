@@ -85,7 +85,10 @@ def test_the_gpu_is_asked_for_by_the_override_alone_and_refused_where_it_is_not_
         assert gpu[name]["deploy"]["resources"]["limits"]
     ours = [service for service in gpu.values() if service["image"].startswith("mfdan")]
     assert {service["image"] for service in ours} == {"mfdan:gpu"}
-    assert gpu["prepare"]["build"] == {**plain["prepare"]["build"], "target": "gpu"}
+    build = compose(*FILES, OPENCV_CUDA_ARCH="9.0")["services"]["prepare"]["build"]
+    args = {"OPENCV_CUDA_ARCH": "9.0"}
+    assert build == {**plain["prepare"]["build"], "target": "gpu", "args": args}
+    assert "ARG OPENCV_CUDA_ARCH\n" in (ROOT / "docker/Dockerfile").read_text()
 
 
 def test_cuda_gets_memory_of_its_own() -> None:

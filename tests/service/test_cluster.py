@@ -404,16 +404,18 @@ def test_what_keeps_a_machine_from_its_model_is_one_line_that_names_the_machine(
 
 
 @pytest.mark.parametrize(
-    ("resources", "device", "room"),
+    ("resources", "device", "flow", "room"),
     [
-        ({"CPU": 8.0}, "cpu", 2),
-        ({"CPU": 2.0}, "cpu", 0),
-        ({}, "cpu", 0),
-        ({"CPU": 8.0}, "cuda", 0),
-        ({"CPU": 64.0, "GPU": 2.0}, "cuda", 2),
+        ({"CPU": 8.0}, "cpu", "auto", 2),
+        ({"CPU": 2.0}, "cpu", "auto", 0),
+        ({}, "cpu", "auto", 0),
+        ({"CPU": 8.0}, "cuda", "auto", 0),
+        ({"CPU": 64.0, "GPU": 2.0}, "cuda", "auto", 2),
+        ({"CPU": 64.0, "GPU": 2.0}, "cpu", "auto", 21),  # and its workers see no GPU
+        ({"CPU": 64.0, "GPU": 2.0}, "cpu", "opencv-cuda", 2),
     ],
 )
 def test_a_worker_takes_its_threads_and_a_card_where_one_is_asked_for(
-    resources: dict[str, float], device: str, room: int, make_settings: MakeSettings
+    resources: dict[str, float], device: str, flow: str, room: int, make_settings: MakeSettings
 ) -> None:
-    assert _room(resources, make_settings(worker_threads=3, device=device)) == room
+    assert _room(resources, make_settings(worker_threads=3, device=device, flow=flow)) == room
