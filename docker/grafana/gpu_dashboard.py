@@ -61,8 +61,8 @@ def _provider() -> Row:
         ),
         lines(
             "Where does the GPU fail at it?",
-            "Flows a second that the CPU computed instead (MfdanFlowFallback), or nobody, by what "
-            "failed. None is normal.",
+            "Flows a second that were computed otherwise (MfdanFlowFallback), or not at all, by "
+            "what failed. None is normal.",
             "ops",
             (
                 f"sum by (reason) (rate(mfdan_flow_fallbacks_total{{{OF}}}[{RATE}]))",
