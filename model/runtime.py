@@ -148,13 +148,21 @@ class Runtime:
         return [np.asarray(one) for one in self._session.run(list(outputs), dict(feeds))]
 
 
-@cache
 def preload_cuda() -> tuple[str, ...]:
     """Load NVIDIA's libraries from their Python packages, once; return what ONNX Runtime says.
 
     Without it they are found only by the system's search path. Those that are not there are the
     system's to find; nothing is raised.
     """
+    with _PRELOADING:  # two threads would print into one another's places
+        return _preloaded()
+
+
+_PRELOADING = threading.Lock()
+
+
+@cache
+def _preloaded() -> tuple[str, ...]:
     if _CUDA not in ort.get_available_providers():  # a build for the CPU needs none
         return ()
     said = io.StringIO()
@@ -170,6 +178,9 @@ class BoundRuns:
     """Runs of one session whose inputs and outputs stay on a device, in buffers that are kept.
 
     One run at a time: a graph shares the buffers of its shapes, and CUDA graphs allow no other.
+    ONNX Runtime keeps captured graphs for each calling thread: a service calls from one. Releasing
+    one is asked for, but whether the memory comes back then is ONNX Runtime's to say; what is held
+    stays bounded only while the shapes are (`_MAX_BUFFER_SETS`), as a batcher's sizes are.
     """
 
     def __init__(self, session: ort.InferenceSession, device: str, *, capture: bool) -> None:
@@ -271,13 +282,23 @@ def _load(
         return _session(model, placement), placement
     except Exception as error:  # ONNX Runtime has no common base class of its faults
         if placement.cuda_graphs:
+            _tell(model, name, f"{placement.device} with CUDA graphs", error)
             return _load(model, name, replace(placement, cuda_graphs=False))
         if placement.device != "cpu" and not placement.strict:
+            _tell(model, name, placement.device, error)
             next_best: Device = "cuda" if placement.device == "tensorrt" else "cpu"
             return _load(model, name, replace(placement, device=next_best))
         raise ModelError(
             f"ONNX Runtime cannot load {name} for {placement.device}: {type(error).__name__}"
         ) from error
+
+
+def _tell(model: Path | bytes, name: str, wanted: str, error: Exception) -> None:
+    """Log what was wanted in vain and why, the model by its name alone."""
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(model, Path):
+        first = first.replace(str(model), name)
+    _LOG.warning("%s could not be had on %s: %s", name, wanted, first)
 
 
 def _session(model: Path | bytes, placement: Placement) -> ort.InferenceSession:

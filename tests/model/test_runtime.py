@@ -1,6 +1,8 @@
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -171,7 +173,10 @@ class NothingButTheCpu(onnxruntime.InferenceSession):
         name, options = providers[0]
         self.asked.append((name, options.get("enable_cuda_graph", "")))
         if name != "CPUExecutionProvider":
-            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+            graph = arguments[0] if isinstance(arguments[0], str) else "bytes"
+            raise RuntimeError(
+                f"CUDA failure 100: no CUDA-capable device is detected, for {graph}\nmore"
+            )
         super().__init__(*arguments, providers=providers, **keywords)
 
 
@@ -182,9 +187,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
     monkeypatch.setattr(onnxruntime, "InferenceSession", NothingButTheCpu)
     NothingButTheCpu.asked = []
-    preload_cuda.cache_clear()
+    under_test._preloaded.cache_clear()  # noqa: SLF001 - of each test its own
     yield NothingButTheCpu.asked
-    preload_cuda.cache_clear()
+    under_test._preloaded.cache_clear()  # noqa: SLF001 - of each test its own
 
 
 def test_what_cannot_be_had_is_tried_without_cuda_graphs_and_then_one_device_down(
@@ -201,6 +206,42 @@ def test_what_cannot_be_had_is_tried_without_cuda_graphs_and_then_one_device_dow
     assert runtime.fell_back
     assert not runtime.captures
     np.testing.assert_array_equal(runtime.run(OUTPUTS, feeds(2))[1], expected(feeds(2))[1])
+
+
+@pytest.mark.usefixtures("asked")
+def test_each_step_down_is_one_line_of_the_log_with_its_reason_and_no_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "of whom.onnx"
+    path.write_bytes(GRAPH)
+    Runtime.open(path, path.name, Placement(device="tensorrt", cuda_graphs=True))
+    wanted = ("tensorrt with CUDA graphs", "tensorrt", "cuda")
+    reason = "CUDA failure 100: no CUDA-capable device is detected, for of whom.onnx"
+    assert [record.message for record in caplog.records] == [
+        f"of whom.onnx could not be had on {one}: {reason}" for one in wanted
+    ]
+
+
+@pytest.mark.usefixtures("asked")
+def test_threads_that_open_graphs_at_once_load_nvidia_s_libraries_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    begun = threading.Barrier(4)
+
+    def preload_dlls(*, directory: str) -> None:
+        calls.append(directory)
+        print("Failed to load libcudnn.so.9")  # noqa: T201
+
+    def preload(_: int) -> tuple[str, ...]:
+        begun.wait()
+        return preload_cuda()
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
+    with ThreadPoolExecutor(4) as pool:
+        told = set(pool.map(preload, range(4)))
+    assert (told, calls) == ({("Failed to load libcudnn.so.9",)}, [""])
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -225,8 +266,8 @@ def test_what_onnx_runtime_prints_of_nvidia_s_libraries_is_one_line_of_the_log(
     with caplog.at_level(logging.WARNING, "mfdan"):
         for _ in range(2):
             Runtime.open(GRAPH, "graph", Placement(device="cuda"))
-    (record,) = caplog.records
-    assert record.message.endswith("Failed to load libcudnn.so.9; Please follow the page.")
+    told = [one.message for one in caplog.records if "NVIDIA's libraries" in one.message]
+    assert [one[-53:] for one in told] == ["Failed to load libcudnn.so.9; Please follow the page."]
     assert capfd.readouterr().out == ""
 
 
