@@ -86,12 +86,16 @@ class Fused:
         side = self.spec.input_size
         flat = (len(onset), side, side)
         shapes = [array.shape for array in (onset, onset_grey, apex_grey, face)]
-        if shapes != [(*flat, 3), flat, flat, flat]:
-            raise ShapeError(f"onset is {(*flat, 3)}, greys and face are {flat}: got {shapes}")
+        if shapes != [(*flat, 3), flat, flat, flat] or not len(onset):
+            raise ShapeError(
+                f"onset is {(*flat, 3)}, greys and face are {flat}, of one pair or more: "
+                f"got {shapes}"
+            )
         feeds = {"onset": onset, "onset_grey": onset_grey, "apex_grey": apex_grey, "face": face}
         probabilities, flows, heads = self._runtime.run(_OUTPUTS, feeds)
         return [
-            FusedRow(shares, flow, RigidMotion(*map(float, head)))
+            # A row that outlives the others must not keep the batch.
+            FusedRow(shares.copy(), flow.copy(), RigidMotion(*map(float, head)))
             for shares, flow, head in zip(probabilities, flows, heads, strict=True)
         ]
 

@@ -95,8 +95,9 @@ def _check_flow(spec: ModelSpec, name: str) -> None:
     try:
         compute_flow(blank, blank, spec.flow)
     except (ValueError, TypeError, cv2.error) as error:
+        why = getattr(error, "err", error)  # of OpenCV's errors: without the place in its source
         raise SpecInvalid(
-            f"the spec of {name} asks for a {spec.flow.algorithm} flow that does not run: {error}"
+            f"the spec of {name} asks for a {spec.flow.algorithm} flow that does not run: {why}"
         ) from None
 
 

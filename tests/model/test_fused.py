@@ -14,7 +14,7 @@ from model.errors import ModelError, ShapeError, SpecInvalid, SpecMismatch
 from model.fused import Fused, FusedRow
 from model.fused_graph import fused_graph
 from model.pipeline import AlignedPair, Crops, Preprocessor, network_inputs
-from model.runtime import Placement
+from model.runtime import Placement, Runtime
 from model.session import Session
 from model.spec import FlowMethod, ModelSpec, load_spec
 
@@ -154,8 +154,29 @@ def test_probabilities_are_at_the_specs_temperature(small: Fused, tmp_path: Path
     np.testing.assert_allclose(*(one - one[0] for one in logits), atol=1e-4)
 
 
-def test_warming_up_runs_each_batch_size(small: Fused) -> None:
+def test_warming_up_runs_each_batch_size(small: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    run = Runtime.run
+
+    def noted(self: Runtime, outputs: object, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        got = run(self, outputs, feeds)
+        sizes.append(len(got[0]))
+        return got
+
+    monkeypatch.setattr(Runtime, "run", noted)
     small.warm_up((1, 3))
+    assert sizes == [1, 3]
+
+
+def test_an_empty_batch_is_a_shape_error(small: Fused) -> None:
+    with pytest.raises(ShapeError, match="one pair or more"):
+        small.run(*blank(0))
+
+
+def test_a_row_that_is_kept_does_not_keep_its_batch(small: Fused) -> None:
+    for row in small.run(*blank(2)):
+        assert row.flow.base is None
+        assert row.probabilities.base is None
 
 
 @pytest.mark.parametrize("wrong", range(4))
