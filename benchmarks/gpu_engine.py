@@ -92,7 +92,8 @@ async def rows_at_each(
     """Return a row for each number of pairs at once. A fault of one ends no other."""
     rows: list[Row] = []
     seconds_each = 0.0  # of the last number that was measured
-    most_s = bench.pace.rounds * bench.pace.longest_s  # as `side_by_side` lets a batch have
+    # What `side_by_side` lets a batch have: two runs, and then the rounds.
+    most_s = (2 + bench.pace.rounds) * bench.pace.longest_s
     for at_once in bench.batches:
         expected = at_once * seconds_each
         if expected > most_s:

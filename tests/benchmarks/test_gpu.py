@@ -279,7 +279,7 @@ def test_a_number_of_pairs_that_fails_loses_no_other_row(tmp_path: Path) -> None
 
 def test_a_number_of_pairs_that_would_take_too_long_is_left_out(tmp_path: Path) -> None:
     with ExitStack() as kept:
-        bench = replace(bench_of(tmp_path, kept, pairs=0), batches=(1, 2000))
+        bench = replace(bench_of(tmp_path, kept, pairs=0), batches=(1, 20_000))
     rows = asyncio.run(gpu_engine.rows_at_each(_Engine(0.001), "way", [object()], bench))
     assert rows[0].numbers
     assert rows[1].reason.startswith("left out: it would take ")
