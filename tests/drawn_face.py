@@ -54,13 +54,17 @@ def draw_face(  # noqa: PLR0913 - each argument is one thing a test varies
     the skin around them moves along.
     lids: how far both upper lids are down, 0 open to 1 closed.
     """
-    canvas = (background() if scene is None else scene).astype(np.float64)
-    x, y = _face_coordinates(canvas.shape, centre, eye_distance, roll_degrees)
+    whole = (background() if scene is None else scene).copy()
+    x, y = _face_coordinates(whole.shape, centre, eye_distance, roll_degrees)
+    edge = 1.5 / eye_distance
+    around = _around_head(x, y, edge)
+    if not whole[around].size:
+        return whole
+    canvas, x, y = whole[around].astype(np.float64), x[around], y[around]
     for cx, cy, spread, lift in ((0.5, -0.33, 0.3, brow_lift), (0.4, 1.08, 0.25, smile)):
         bumps = sum(np.exp(-((x - s * cx) ** 2 + (y - cy) ** 2) / spread**2) for s in (-1, 1))
         y = y + lift / eye_distance * bumps  # what is seen here stood further down
     skin = tuple(min(255.0, channel * tone) for channel in SKIN)
-    edge = 1.5 / eye_distance
     layers = _layers(x, y, edge, (skin[0], skin[1], skin[2]))
     if lids:
         layers = chain(layers, _lowered_lids(x, y, edge, (skin[0], skin[1], skin[2]), lids))
@@ -69,7 +73,19 @@ def draw_face(  # noqa: PLR0913 - each argument is one thing a test varies
         canvas = canvas * (1 - alpha) + np.array(colour) * alpha
     head = _ellipse(x, y, 0, 0.42, 1.08, 1.48, 0.1)[..., None]
     canvas *= 1 + head * 0.035 * _grain(x, y)[..., None]
-    return np.asarray(np.clip(np.rint(canvas), 0, 255), np.uint8)
+    whole[around] = np.clip(np.rint(canvas), 0, 255)
+    return whole
+
+
+def _around_head(x: Plane, y: Plane, edge: float) -> tuple[slice, slice]:
+    """Return rows and columns of head, hair and neck with their soft edges, and hardly more."""
+    near = 0.3 + 15 * edge
+    inside = (np.abs(x) < 1.22 + near) & (y > -1.5 - near) & (y < 2.85 + near)
+    spans = []
+    for axis in (1, 0):
+        (hit,) = np.nonzero(inside.any(axis=axis))
+        spans.append(slice(hit[0], hit[-1] + 1) if hit.size else slice(0))
+    return spans[0], spans[1]
 
 
 def _face_coordinates(
