@@ -154,7 +154,7 @@ def test_each_person_is_answered_by_an_id_of_the_answer_alone() -> None:
 
 
 def test_one_answer_for_two_people_says_that_there_are_more() -> None:
-    found = aligned(two_people(), faces=1)
+    found = aligned(two_people(12), faces=1)
     assert [face.face_id for face in found.faces] == [1]
     assert found.more_faces
 
