@@ -22,6 +22,7 @@ __all__ = [
     "FlowSolver",
     "Solved",
     "Solver",
+    "backend_here",
     "choose_backend",
     "cuda_devices",
     "fault_of",
@@ -219,6 +220,13 @@ def choose_backend(
     return wanted
 
 
+def backend_here(spec: ModelSpec, wanted: Wanted, placement: Placement) -> FlowBackend:
+    """Return what `choose_backend` does on this machine. Raises: as it does."""
+    return choose_backend(
+        spec, wanted, cuda_devices=cuda_devices(), placement=placement, spox=spox_installed()
+    )
+
+
 def _best(spec: ModelSpec, cuda_devices: int, placement: Placement, *, spox: bool) -> FlowBackend:
     allowed, on_gpu = spec.flow_backends, placement.device != "cpu"
     if "opencv-cuda" in allowed and cuda_devices > 0:
@@ -269,13 +277,11 @@ def open_solver(
     Where the device fails with a pair, OpenCV computes it on the CPU, if the spec allows that and
     `placement.strict` is false, and `on_fallback` is told why, from the thread that had the pair.
     A first flow is computed at once; where the device fails with it, the log says so alone.
-    Raises: SpecMismatch, ModelError as `choose_backend` (also where the device fails at once and
+    Raises: SpecMismatch, ModelError as `backend_here` (also where the device fails at once and
     there is nobody to take its place); SpecInvalid for parameters that the backend refuses.
     """
     placement = placement or Placement()
-    backend = choose_backend(
-        spec, wanted, cuda_devices=cuda_devices(), placement=placement, spox=spox_installed()
-    )
+    backend = backend_here(spec, wanted, placement)
     if backend == "opencv-cpu":
         return Solver(CpuFlow(spec.flow))
     spared = "opencv-cpu" in spec.flow_backends and not placement.strict

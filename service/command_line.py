@@ -10,6 +10,7 @@ from pydantic_settings import SettingsError
 
 from model.errors import MfdanError
 from model.session import Session
+from model.solver import backend_here
 from service.engine import open_sessions
 from service.settings import Settings
 
@@ -55,13 +56,20 @@ def read_settings(**given: Any) -> Settings:  # noqa: ANN401 - pydantic checks
 
 
 def open_models(settings: Settings) -> dict[str, Session]:
-    """Load the models, the default first; end the command where that fails."""
+    """Load the models, the default first; end the command where that fails.
+
+    Also where their flow may not be had as the settings say: opening it takes seconds, and whoever
+    waits for the service has been told by then that it serves.
+    """
     try:
-        return open_sessions(settings)
+        sessions = open_sessions(settings)
+        for session in sessions.values():
+            backend_here(session.spec, settings.flow, settings.placement)
     except OSError as error:
         raise failed(f"{error.filename} cannot be read: {error.strerror}") from None
     except MfdanError as error:
         raise failed(str(error)) from None
+    return sessions
 
 
 @contextmanager

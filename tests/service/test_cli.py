@@ -175,6 +175,16 @@ def test_doctor_tells_who_computes_a_model_s_flow_and_finds_one_that_it_does_not
     assert "tiny may have its flow from opencv-cpu, not from onnx" in words
 
 
+def test_serve_refuses_a_flow_that_its_model_may_not_have_before_it_says_that_it_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MFDAN_FLOW", "onnx")
+    result = run("serve")
+    assert result.exit_code == 1
+    assert result.output.startswith("mfdan: tiny may have its flow from opencv-cpu, not from onnx")
+    assert result.output.count("\n") == 1
+
+
 def test_doctor_finds_a_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFDAN_MODELS_DIR", str(tmp_path))
     path = write_tiny_model(tmp_path)
