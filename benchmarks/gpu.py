@@ -200,7 +200,7 @@ def render(report: dict[str, object]) -> str:
     """Return the tables of a report as Markdown, and nothing that is not in it."""
     rows = [Row(**row) for row in report["rows"]]  # type: ignore[attr-defined] # JSON's
     lines = ["```", str(report["heading"]).rstrip()]
-    lines += [f"{name}: {value}" for name, value in report["machine"].items()]  # type: ignore[attr-defined]
+    lines += [f"{name}: {value}" for name, value in report["machine"].items()]  # type: ignore[attr-defined] # JSON's
     lines += [
         "```",
         "",
@@ -209,7 +209,7 @@ def render(report: dict[str, object]) -> str:
         "| aim | row | measured | met |",
         "| --- | --- | --- | --- |",
     ]
-    for aim in (Aim(**each) for each in report["aims"]):  # type: ignore[attr-defined]
+    for aim in (Aim(**each) for each in report["aims"]):  # type: ignore[attr-defined] # JSON's
         value = "owed" if aim.value is None else f"{aim.value:.4g}"
         met = "owed: no GPU" if aim.met is None else "yes" if aim.met else "no"
         lines.append(f"| {aim.aim} | {aim.rows} | {value} | {met} |")

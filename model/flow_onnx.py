@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ModelError, ShapeError, SpecInvalid, SpecMismatch
-from model.runtime import Placement, Runtime
+from model.runtime import Placement, RunsGraph, Runtime
 from model.spec import FlowMethod
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxFlow:
+class OnnxFlow(RunsGraph):
     """TV-L1 for crops of one size, in batches. Safe to share among threads.
 
     It differs from OpenCV's in one thing: every pair gets all the iterations, whatever `epsilon`
@@ -54,21 +54,6 @@ class OnnxFlow:
     def backend(self) -> Literal["onnx"]:
         """Who computes."""
         return "onnx"
-
-    @property
-    def provider(self) -> str:
-        """The execution provider that ONNX Runtime really uses first."""
-        return self._runtime.provider
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether a GPU was asked for and not got."""
-        return self._runtime.fell_back
-
-    @property
-    def captures(self) -> bool:
-        """Whether runs are replayed as CUDA graphs."""
-        return self._runtime.captures
 
     def solve(self, onset: NDArray[np.uint8], apex: NDArray[np.uint8]) -> FloatArray:
         """Estimate the flow that carries the onset to the apex.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from model.errors import ShapeError, SpecMismatch
 from model.flow import RigidMotion
 from model.flow_onnx import spox_needed
-from model.runtime import Placement, Runtime
+from model.runtime import Placement, RunsGraph, Runtime
 from model.spec import ModelSpec, file_sha256
 
 __all__ = ["Fused", "FusedRow"]
@@ -32,7 +32,7 @@ class FusedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class Fused(RunsGraph):
     """A model whose flow is computed with it, by the backend `onnx`. Safe to share among threads.
 
     The same steps as `Preprocessor`, `network_inputs` and `Session.run` take, in one graph
@@ -54,21 +54,6 @@ class Fused:
             raise SpecMismatch(f"{path.name} is not the file that its spec was written for")
         graph = _graph(path, spec)
         return cls(spec, Runtime.open(graph, f"{spec.name} with its flow", placement))
-
-    @property
-    def provider(self) -> str:
-        """The execution provider that ONNX Runtime really uses first."""
-        return self._runtime.provider
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether a GPU was asked for and not got."""
-        return self._runtime.fell_back
-
-    @property
-    def captures(self) -> bool:
-        """Whether runs are replayed as CUDA graphs."""
-        return self._runtime.captures
 
     def run(
         self,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.errors import ModelError
 
-__all__ = ["CPU_PROVIDER", "Device", "Placement", "Runtime", "preload_cuda"]
+__all__ = ["CPU_PROVIDER", "Device", "Placement", "RunsGraph", "Runtime", "preload_cuda"]
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 _Provider = tuple[str, dict[str, str]]
@@ -172,6 +172,28 @@ def _preloaded() -> tuple[str, ...]:
     if lines:
         _LOG.warning("not all of NVIDIA's libraries were loaded: %s", "; ".join(lines))
     return lines
+
+
+class RunsGraph:
+    """Has a `Runtime`, and tells where it really runs."""
+
+    __slots__ = ()
+    _runtime: Runtime
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that ONNX Runtime really uses first."""
+        return self._runtime.provider
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a GPU was asked for and not got."""
+        return self._runtime.fell_back
+
+    @property
+    def captures(self) -> bool:
+        """Whether runs are replayed as CUDA graphs."""
+        return self._runtime.captures
 
 
 class BoundRuns:

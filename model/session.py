@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model.errors import ShapeError, SpecInvalid, SpecMismatch
 from model.flow import compute_flow
-from model.runtime import Placement, Runtime
+from model.runtime import Placement, RunsGraph, Runtime
 from model.spec import ModelSpec, load_spec
 
 __all__ = ["SPEC_METADATA_KEY", "Session"]
@@ -25,28 +25,13 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Session(RunsGraph):
     """A verified model, ready to run. Safe to share among threads."""
 
     spec: ModelSpec
     path: Path
     """The ONNX file that it was loaded from."""
     _runtime: Runtime
-
-    @property
-    def provider(self) -> str:
-        """The execution provider that ONNX Runtime really uses first."""
-        return self._runtime.provider
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether a GPU was asked for and not got."""
-        return self._runtime.fell_back
-
-    @property
-    def captures(self) -> bool:
-        """Whether runs are replayed as CUDA graphs."""
-        return self._runtime.captures
 
     @classmethod
     def open(cls, path: Path, placement: Placement = _HERE) -> "Session":
