@@ -195,7 +195,8 @@ def test_the_stages_of_a_fused_pair_are_told_in_their_order(make: MakeSettings) 
     answer = asyncio.run(run())
     stages = ["decode", "detect", "align", "infer", "flow", "quality", "total"]
     assert list(answer.timings_ms) == stages
-    assert [what for what, _ in heard.waits] == ["network", "worker"]
+    # Two threads tell them, each when it gets to it.
+    assert sorted(what for what, _ in heard.waits) == ["network", "worker"]
     work_ms = sum(ms for stage, ms in answer.timings_ms.items() if stage != "total")
     assert work_ms <= answer.timings_ms["total"]
     at = answer.moments
