@@ -15,28 +15,18 @@ _SLOW_BYTES_PER_S = 2**14
 """An upload slower than this gives its place to a newcomer, when all are taken."""
 _SPARED_S = 1.0
 """How long an upload has for its first bytes before it is called slow."""
-_TAIL_BYTES = 1024
-"""The end of a form is looked for in its last bytes: a boundary has at most 70, and hardly anybody
-sends anything behind it."""
 
 
 class Upload:
-    """The body of one request on its way: bounded in bytes and seconds, and complete.
+    """The body of one request on its way: bounded in bytes and seconds."""
 
-    `ending` is what a body must end with, but for a few more bytes; empty: anything.
-    """
-
-    def __init__(
-        self, receive: Receive, most_bytes: int, timeout_s: float, ending: bytes = b""
-    ) -> None:
+    def __init__(self, receive: Receive, most_bytes: int, timeout_s: float) -> None:
         self._receive = receive
         self._most = most_bytes
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._late = self._began + timeout_s
         self._waiting: asyncio.Timeout | None = None
-        self._ending = ending
-        self._tail = b""
         self._taken = 0
         self._complete = False
 
@@ -52,23 +42,15 @@ class Upload:
         return not self._complete and not spared and self.bytes_per_s < _SLOW_BYTES_PER_S
 
     async def receive(self) -> Message:
-        """Return the next message. Raises: HTTPException (400, 408, 413)."""
+        """Return the next message. Raises: HTTPException (408, 413)."""
         if self._complete:  # what comes now is the caller's leaving, whenever that is
             return await self._receive()
         message = await self._next()
-        body = message.get("body", b"")
-        self._taken += len(body)
-        self._tail = (self._tail + body[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._taken += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._taken > self._most:
             raise self.too_large()
-        if self._complete and message["type"] == "http.request" and self._cut_short:
-            raise HTTPException(400, "The form ends in the middle of a part.")
         return message
-
-    @property
-    def _cut_short(self) -> bool:
-        return self._taken > 0 and self._ending not in self._tail
 
     def too_large(self) -> HTTPException:
         """Return what a body of more bytes is answered with."""

@@ -10,7 +10,6 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
-from starlette.formparsers import MultiPartParser
 
 from service.admission import Admission
 from service.callers import KeyMiddleware, describe_keys, followed
@@ -62,10 +61,8 @@ def create_app(
     telemetry = Telemetry(settings.log_level, tracer_provider=tracer_provider)
     admission = Admission(settings.max_requests)
     ring = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
-    # Two settings of libraries, which hold for the whole process:
+    # A setting of a library, which holds for the whole process:
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes malformed uploads
-    # 0: an upload is never spooled to disk. Memory is bounded by body caps and max_requests.
-    MultiPartParser.spool_max_size = 0
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

@@ -5,25 +5,26 @@ drops in silence what these forms refuse.
 """
 
 from collections.abc import Iterator
+from contextlib import aclosing
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Self, cast
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.answers import Burst, ClipUpload, Options, Upload
 from service.errors import ClientGone, FieldsInvalid, field_fault
+from service.multipart import FORM, FormBroken, FormLimits, Part, read_parts
 from service.schemas import FieldFault
 from service.settings import MAX_BURST, MAX_CANDIDATES, MAX_FACES, MAX_PAIRS
 
 __all__ = ["MODEL_NAME", "BatchForm", "PredictForm", "form_body"]
 
-_LIMITS: dict[str, Any] = {"max_files": 2 * MAX_BURST, "max_fields": 16, "max_part_size": 1024}
-"""Of a form. Twice as many files as a burst may have, so that one too long is told so, and not that
+_LIMITS = FormLimits(max_files=2 * MAX_BURST, max_texts=16, max_text_bytes=1024)
+"""Twice as many files as a burst may have, so that one too long is told so, and not that
 its form is malformed."""
 _WAYS = (("onset", "apex"), ("clip",), ("frames", "fps"))
 """Of sending something to `/predict`: each field of one, and none of the others."""
@@ -43,7 +44,6 @@ _File = Annotated[bytes, WithJsonSchema(_FILE)]
 _AsFile = WithJsonSchema(_FILE)
 _AsFiles = WithJsonSchema({"type": "array", "items": _FILE, "minItems": 2, "maxItems": MAX_BURST})
 _FrameNumber = Annotated[int | None, Field(ge=0, le=_MAX_FRAME)]
-Part = UploadFile | str
 
 
 class _Form(BaseModel):
@@ -64,21 +64,17 @@ class _Form(BaseModel):
     @classmethod
     async def sent_in(cls, request: Request) -> Self:
         """Read the form of a request. Raises: FieldsInvalid, HTTPException (400), ClientGone."""
-        form = await _parsed(request)
-        try:
-            parts = form.multi_items()
-            _refuse([*_faults(parts, {*cls.model_fields}, cls.files, cls.repeatable)])
-            given = [(name, part) for name, part in parts if not _is_blank(part)]
-            _refuse([*cls._combination_faults({name for name, _ in given})])
-            values: dict[str, Any] = {name: [] for name, _ in given if name in cls.repeatable}
-            for name, part in given:
-                value = part if isinstance(part, str) else await _taken(part)
-                if name in cls.repeatable:
-                    values[name].append(value)
-                else:
-                    values[name] = value
-        finally:
-            await form.close()
+        parts = await _parts(request)
+        _refuse([*_faults(parts, {*cls.model_fields}, cls.files, cls.repeatable)])
+        given = [part for part in parts if not part.blank]
+        _refuse([*cls._combination_faults({part.name for part in given})])
+        values: dict[str, Any] = {}
+        for part in given:
+            value = part.text if part.filename is None else part.data
+            if part.name in cls.repeatable:
+                values.setdefault(part.name, []).append(value)
+            else:
+                values[part.name] = value
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -194,29 +190,21 @@ class BatchForm(_Form):
 
 def form_body(form: type[_Form]) -> dict[str, Any]:
     """Describe the body of a route that takes this form, for OpenAPI."""
-    content = {"multipart/form-data": {"schema": form.model_json_schema()}}
+    content = {FORM: {"schema": form.model_json_schema()}}
     return {"requestBody": {"content": content, "required": True}}
 
 
-async def _parsed(request: Request) -> FormData:
+async def _parts(request: Request) -> list[Part]:
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() not in {"", FORM}:
+        raise FieldsInvalid(FieldFault(field="body", message=f"must be a form, sent as {FORM}"))
     try:
-        return await request.form(**_LIMITS)
+        async with aclosing(request.stream()) as chunks:
+            return await read_parts(kind, chunks, _LIMITS)
+    except FormBroken as fault:
+        raise HTTPException(400, str(fault)) from None
     except ClientDisconnect:
         raise ClientGone("the caller left before the form had arrived") from None
-    except ValueError:  # of names and headers that are in no known character set
-        raise HTTPException(400, "There was an error parsing the body") from None
-
-
-async def _taken(part: UploadFile) -> bytes:
-    """Read a part of the form and free its buffer, which would else live as long as the request."""
-    data = await part.read()
-    await part.close()
-    return data
-
-
-def _is_blank(part: Part) -> bool:
-    """Whether a form sent this for a field that nobody filled: it counts as not given."""
-    return part == "" if isinstance(part, str) else not part.filename and not part.size
 
 
 def _refuse(faults: list[FieldFault]) -> None:
@@ -225,22 +213,22 @@ def _refuse(faults: list[FieldFault]) -> None:
 
 
 def _faults(
-    parts: list[tuple[str, Part]], fields: set[str], files: set[str], repeatable: set[str]
+    parts: list[Part], fields: set[str], files: set[str], repeatable: set[str]
 ) -> Iterator[FieldFault]:
     """Yield what is wrong with parts by themselves, before their values are looked at."""
-    names = [name for name, _ in parts]
+    names = [part.name for part in parts]
     for name in {*names} - fields:
         yield FieldFault(field=_shown(name), message="is not a field of this form")
     for name in fields - repeatable:
         if names.count(name) > 1:
             yield FieldFault(field=name, message="is given more than once")
-    given = [(name, isinstance(part, str)) for name, part in parts if not _is_blank(part)]
+    given = [(part.name, part.filename is None) for part in parts if not part.blank]
     for name in {name for name, is_text in given if is_text} & files:
         yield FieldFault(field=name, message="must be a file: give the part a file name")
     for name in {name for name, is_text in given if not is_text} & (fields - files):
         yield FieldFault(field=name, message="must be text: give the part no file name")
     for name in repeatable:
-        if len({_is_blank(part) for other, part in parts if other == name}) > 1:
+        if len({part.blank for part in parts if part.name == name}) > 1:
             yield FieldFault(field=name, message="one of its parts is empty and has no file name")
 
 

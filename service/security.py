@@ -8,9 +8,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,6 +40,8 @@ PROTECTIVE = {
     ),
 }
 """Headers of every answer."""
+_PROTECTIVE_RAW = [(name.lower().encode(), value.encode()) for name, value in PROTECTIVE.items()]
+"""As ASGI has them."""
 
 
 class _Prediction(NamedTuple):
@@ -79,9 +79,8 @@ class HeadersMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in PROTECTIVE.items():
-                    headers.setdefault(name, value)
+                given = {name for name, _ in message["headers"]}
+                message["headers"].extend(one for one in _PROTECTIVE_RAW if one[0] not in given)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -102,9 +101,9 @@ class GuardMiddleware:
             return
         prediction = _prediction_of(scope)
         cap = _SMALL_BODY_BYTES if prediction is None else prediction.cap(self._settings)
-        upload = Upload(receive, cap, self._settings.upload_timeout_ms / 1e3, _form_ending(scope))
+        upload = Upload(receive, cap, self._settings.upload_timeout_ms / 1e3)
         if prediction is not None:
-            Request(scope).state.route = prediction.route  # for the metrics: none may be looked for
+            scope["state"]["route"] = prediction.route  # for the metrics: none may be looked for
         fault = _announced_fault(scope, upload, cap)
         if fault is None and prediction is not None:
             fault = self._admission_fault(scope)
@@ -140,7 +139,7 @@ class GuardMiddleware:
             return Closed("the service is shutting down")
         if self._admission.has_room():
             return None
-        engine: Engine = Request(scope).state.engine
+        engine: Engine = scope["state"]["engine"]
         longest = max(engine.retry_after_s("pair"), engine.retry_after_s("clip"))  # of whatever
         return TooManyRequests("as many predictions are under way as may be", longest)
 
@@ -152,17 +151,6 @@ def prediction_route(scope: Scope) -> str | None:
     """
     prediction = _prediction_of(scope)
     return prediction and prediction.route
-
-
-def _form_ending(scope: Scope) -> bytes:
-    """Return what closes a multipart form; empty for other bodies.
-
-    A form that is cut short is no fault to Starlette: it drops the last part, and two frames of a
-    clip would be answered as if no third one had been sent.
-    """
-    kind, options = parse_options_header(Headers(scope=scope).get("content-type"))
-    boundary = options.get(b"boundary")
-    return b"--%b--" % boundary if kind == b"multipart/form-data" and boundary else b""
 
 
 def _announced_fault(scope: Scope, upload: Upload, cap: int) -> Exception | None:

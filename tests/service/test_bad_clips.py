@@ -287,7 +287,7 @@ def test_frames_without_a_rate_are_422(client: TestClient, steps: list[bytes]) -
 
 
 def test_a_rate_without_frames_is_422(client: TestClient) -> None:
-    assert faults(client.post("/predict", data={"fps": "30"})) == {"frames": "Field required"}
+    assert faults(client.post("/predict", **form(("fps", "30")))) == {"frames": "Field required"}
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_clip_given_twice_is_422(client: TestClient) -> None:
 
 
 def test_a_path_in_place_of_a_clip_is_422(client: TestClient) -> None:
-    response = client.post("/predict", data={"clip": "/etc/passwd"})
+    response = client.post("/predict", **form(("clip", "/etc/passwd")))
     assert faults(response) == {"clip": "must be a file: give the part a file name"}
 
 

@@ -227,9 +227,17 @@ def test_a_body_of_json_is_422(client: TestClient) -> None:
 
 
 def test_text_in_place_of_a_file_is_422(client: TestClient) -> None:
-    response = client.post("/predict", data={"onset": "a", "apex": "b"})
+    response = client.post("/predict", **form(("onset", "a"), ("apex", "b")))
     body = assert_problem(response, 422, "invalid_fields")
     assert body["errors"][0]["message"] == "must be a file: give the part a file name"
+
+
+@pytest.mark.parametrize("sent", [{"data": {"onset": "a", "apex": "b"}}, {"json": {"onset": "a"}}])
+def test_who_sends_no_multipart_form_is_told_so(client: TestClient, sent: dict) -> None:
+    body = assert_problem(client.post("/predict", **sent), 422, "invalid_fields")
+    assert body["errors"] == [
+        {"field": "body", "message": "must be a form, sent as multipart/form-data"}
+    ]
 
 
 def test_a_file_in_place_of_text_is_422(client: TestClient, pictures: Pictures) -> None:
