@@ -49,6 +49,8 @@ class _Worker:
     """When the job's limit will be over, by `time.monotonic`."""
     ready: Future[object] = field(default_factory=Future)
     """Done once `first` was run."""
+    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)
+    """What it waits at when there is no job."""
 
 
 class Workers:
@@ -77,9 +79,11 @@ class Workers:
         self._lock = threading.Lock()
         self._jobs: deque[_Job[Any]] = deque()
         self._jobs_ahead: deque[_Job[Any]] = deque()
-        self._wake: SimpleQueue[None] = SimpleQueue()
         self._closing = False
         self._workers: list[_Worker] = []
+        self._idle: list[_Worker] = []
+        """Whoever was last at work is last here and the first to be woken: what it works with is
+        still in the processor's caches."""
         self._fill()
 
     @property
@@ -116,7 +120,8 @@ class Workers:
             if self._closing:
                 raise Closed("the service is shutting down")
             (self._jobs_ahead if ahead else self._jobs).append(job)
-        self._wake.put(None)
+            if self._idle:
+                self._idle.pop().wake.put(None)
         return job.answer
 
     def mend(self) -> None:
@@ -134,8 +139,8 @@ class Workers:
         """
         with self._lock:
             self._closing = True
-        for _ in range(self._count):
-            self._wake.put(None)
+            for worker in self._idle:
+                worker.wake.put(None)
         end = time.monotonic() + timeout_s
         for thread in self.threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -175,24 +180,26 @@ class Workers:
             self._bury(worker)
 
     def _serve(self, worker: _Worker) -> None:
-        # Looked for before waiting: a worker may have ended between being woken and taking.
-        found = self._take(worker)
-        while found or not self._closing:
-            if found:
+        while self._take(worker):
+            if worker.job is None:
+                worker.wake.get()
+            else:
                 _run(worker)
-            self._wake.get()
-            found = self._take(worker)
 
     def _take(self, worker: _Worker) -> bool:
+        """Give a worker its next job, or note that it is idle; False when there will be none."""
         with self._lock:
             jobs = self._jobs_ahead or self._jobs
-            if not jobs:
+            if jobs:
+                # In this order: whatever ends the thread between two lines, the job is in a place
+                # where `_bury` or the next worker finds it.
+                worker.job = jobs[0]
+                worker.late = time.monotonic() + worker.job.limit_s
+                jobs.popleft()
+            elif self._closing:
                 return False
-            # In this order: whatever ends the thread between two lines, the job is in a place
-            # where `_bury` or the next worker finds it.
-            worker.job = jobs[0]
-            worker.late = time.monotonic() + worker.job.limit_s
-            jobs.popleft()
+            else:
+                self._idle.append(worker)
             return True
 
     def _bury(self, worker: _Worker) -> None:
@@ -208,6 +215,8 @@ class Workers:
             if worker not in self._workers:
                 return
             self._workers.remove(worker)
+            if worker in self._idle:
+                self._idle.remove(worker)
         self._on_death()
         self.mend()
 
