@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import cv2
@@ -569,9 +570,16 @@ class Engine:
             # Not when the caller leaves: the worker is busy until it hears of that. Cancelled
             # before it started, the work is done at once.
             working.add_done_callback(in_loop(loop, places.release))
+        # The rows of clips are counted from when they are asked for, so the loop must hear of that.
+        # That of a pair would wake for nothing just when the network begins, on the same cores.
+        done = loop.create_future()
+        rows = () if places else asked
+        _when_done(chain([working], rows), in_loop(loop, _settle, done))
         try:
-            return await asyncio.wrap_future(working)
+            await done
+            return working.result()
         except asyncio.CancelledError:
+            working.cancel()
             # What the worker has handed over by now, or yet will if it does not hear in time.
             working.add_done_callback(lambda _: _withdraw(asked))
             raise
@@ -634,6 +642,24 @@ async def _answered(asked: Sequence[Future[R]]) -> list[R]:
         return [row.result() if row.done() else await asyncio.wrap_future(row) for row in asked]
     finally:
         _withdraw(asked)
+
+
+def _when_done(futures: Iterator[Future[Any]], call: Callable[[], object]) -> None:
+    """Call when all these are done, in whatever thread; each is asked for when those before are."""
+
+    def go_on(_: object = None) -> None:
+        one = next(futures, None)
+        if one is None:
+            call()
+        else:
+            one.add_done_callback(go_on)
+
+    go_on()
+
+
+def _settle(done: "asyncio.Future[None]") -> None:
+    if not done.done():  # whoever asked may have gone
+        done.set_result(None)
 
 
 def _withdraw(asked: Sequence[Future[Any]]) -> None:
