@@ -6,6 +6,7 @@ stops. They see what a picture shows: a hand of the skin's colour, a beard, or a
 printed on it pass for a face now and then.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -144,8 +145,7 @@ def faults(
 ) -> tuple[QualityReason, ...]:
     """Return why no answer should be believed, what matters most first."""
     measured = _measured(quality, motion, limits)
-    stopping = {reason for reason, limit, value in measured if limit.stops(value)}
-    return tuple(reason for reason in _ORDER if reason in stopping)
+    return _in_order({reason for reason, limit, value in measured if limit.stops(value)})
 
 
 def warnings(
@@ -153,9 +153,9 @@ def warnings(
 ) -> tuple[QualityReason, ...]:
     """Return what lessens an answer without forbidding it; no name is in `faults` as well."""
     measured = _measured(quality, motion, limits)
+    stopping = {reason for reason, limit, value in measured if limit.stops(value)}
     doubtful = {reason for reason, limit, value in measured if limit.warns(value)}
-    doubtful -= set(faults(quality, motion, limits))
-    return tuple(reason for reason in _ORDER if reason in doubtful)
+    return _in_order(doubtful - stopping)
 
 
 def clip_warnings(fps: float, limits: QualityLimits) -> tuple[ClipWarning, ...]:
@@ -170,11 +170,15 @@ def clip_warnings(fps: float, limits: QualityLimits) -> tuple[ClipWarning, ...]:
 _ORDER: tuple[QualityReason, ...] = get_args(QualityReason)
 
 
+def _in_order(reasons: set[QualityReason]) -> tuple[QualityReason, ...]:
+    return tuple(reason for reason in _ORDER if reason in reasons)
+
+
 def _measured(
     quality: Quality, motion: MeasuredMotion, limits: QualityLimits
 ) -> tuple[tuple[QualityReason, Limit, float], ...]:
     """Return what every limit is held against; a reason may have several."""
-    turned = float(np.hypot(quality.yaw_deg, quality.pitch_deg))
+    turned = math.hypot(quality.yaw_deg, quality.pitch_deg)
     return (
         ("occluded", limits.eyes_hidden, quality.eyes_hidden),
         ("occluded", limits.mouth_hidden, quality.mouth_hidden),

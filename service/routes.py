@@ -70,11 +70,12 @@ _OF_PICTURES = (
     "/predict",
     tags=["predictions"],
     summary="Answer one pair of frames or one clip",
+    response_model=Prediction,
     openapi_extra=form_body(PredictForm),
     responses=answered(pair=PAIR_PREDICTION, clip=CLIP_PREDICTION)
     | problems(*_ANSWERED_ALWAYS, *_OF_PICTURES, *_OF_PREDICTIONS),
 )
-async def predict(request: Request, response: Response) -> Prediction:
+async def predict(request: Request) -> Response:
     """Recognise the expression that a face shows in a pair of frames or in a clip.
 
     Send **one** of three: `onset` and `apex`, two frames of one recording of one person and of
@@ -95,10 +96,12 @@ async def predict(request: Request, response: Response) -> Prediction:
     answer = await unless_gone(request, work)
     prediction = Prediction.of(answer, request_id_of(request))
     telemetry_of(request).answered(prediction, answer.moments)
-    response.headers["Server-Timing"] = ", ".join(
-        f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items()
+    timing = ", ".join(f"{stage};dur={ms}" for stage, ms in prediction.timings_ms.items())
+    return Response(
+        prediction.model_dump_json(),
+        headers={"Server-Timing": timing},
+        media_type="application/json",
     )
-    return prediction
 
 
 @router.post(

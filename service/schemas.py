@@ -93,7 +93,7 @@ class Motion(_Schema):
     @classmethod
     def of(cls, motion: MeasuredMotion) -> Self:
         """Shape what was measured."""
-        return cls(**asdict(motion))
+        return cls(**{name: getattr(motion, name) for name in cls.model_fields})
 
 
 class Quality(_Schema):

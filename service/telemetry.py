@@ -14,7 +14,7 @@ from typing import Any, TextIO, get_args
 
 from opentelemetry.trace import TracerProvider
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import FlowFault
@@ -133,8 +133,9 @@ class Telemetry(Observer):
             self.log.warning("a GPU was asked for and not got", model=name)
 
     def answered(self, prediction: Prediction, moments: Moments) -> None:
-        """Count and trace what was answered for one pair or clip."""
-        self._answers.count(prediction)
+        """Count and trace what is answered for one pair or clip."""
+        # In a turn of its own, when the answer has been sent: it need not wait for this.
+        asyncio.get_running_loop().call_soon(self._answers.count, prediction)
         self.tracing.tell_stages(prediction, moments)
 
     def answered_tensors(self, timings_ms: Mapping[str, float]) -> None:
@@ -181,7 +182,7 @@ class TelemetryMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                message["headers"].append((b"x-request-id", request_id.encode()))
                 self._trace(scope, state)  # now: the request's span ends with the answer
             await send(message)
 
