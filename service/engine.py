@@ -11,9 +11,10 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
@@ -48,6 +49,7 @@ from service.observer import Observer
 from service.preparation import (
     Check,
     CroppedPair,
+    Decode,
     Prepared,
     crop_pair,
     measure_pair,
@@ -90,6 +92,8 @@ MEND_S = 1.0
 UNHEARD_S = 1.0
 """What a worker may take beyond the deadline, and a tenth of it, to hear that nobody waits any
 more; it is asked between two stages. Past that it counts as stuck."""
+HELP_CHECK_S = 0.1
+"""How often a worker whom another one helps looks whether anybody still waits for the answer."""
 ENDING_S = 1.0, 10.0
 """What threads are given to end once nobody waits for them: at the least and at the most, between
 which it is what the drain has left."""
@@ -413,15 +417,45 @@ class Engine:
         limits = self._settings.limits
 
         def work(check: Check) -> Prepared:
-            return prepare_pair(model.preprocessor, sent, options, limits, check)
+            meanwhile = partial(self._meanwhile, course, check)
+            return prepare_pair(model.preprocessor, sent, options, limits, check, meanwhile)
 
         def crop(check: Check) -> CroppedPair:
-            return crop_pair(model.preprocessor, sent, options, limits, check)
+            meanwhile = partial(self._meanwhile, course, check)
+            return crop_pair(model.preprocessor, sent, options, limits, check, meanwhile)
 
         if model.fused is None:
             return await self._within(course, self._answer(model, work, course))
         answering = self._fused_answer(model, model.fused, crop, course, options)
         return await self._within(course, answering)
+
+    @contextmanager
+    def _meanwhile(self, course: Course, check: Check, decode: Decode) -> Iterator[Decode]:
+        """Have an idle worker decode one frame of a pair while the pair's own decodes the other.
+
+        Where none is idle, or has begun in time, that one does both: it never waits for a queue.
+        """
+        if self._pool.busy >= self._settings.workers:
+            yield decode
+            return
+        try:
+            helping = self._pool.submit(decode, _limit_s(course))
+        except Closed:
+            yield decode
+            return
+
+        def decoded() -> NDArray[np.uint8]:
+            if helping.cancel():
+                return decode()
+            while not helping.done():
+                check()
+                wait([helping], HELP_CHECK_S)
+            return helping.result()
+
+        try:
+            yield decoded
+        finally:
+            helping.cancel()
 
     async def _clip_answer(
         self, model: Model, sent: ClipUpload | Burst, options: Options, course: Course
@@ -565,7 +599,7 @@ class Engine:
 
         if places is not None:
             await places.acquire()
-        working = self._pool.submit(begin, course.deadline_s * 1.1 + UNHEARD_S, ahead=ahead)
+        working = self._pool.submit(begin, _limit_s(course), ahead=ahead)
         if places is not None:
             # Not when the caller leaves: the worker is busy until it hears of that. Cancelled
             # before it started, the work is done at once.
@@ -634,6 +668,11 @@ def _answer_of(
         moments=moments,
         clip=prepared.clip,
     )
+
+
+def _limit_s(course: Course) -> float:
+    """Return how long a worker may be at a piece of this work."""
+    return course.deadline_s * 1.1 + UNHEARD_S
 
 
 async def _answered(asked: Sequence[Future[R]]) -> list[R]:

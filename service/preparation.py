@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +32,10 @@ from service.answers import (
 __all__ = [
     "Check",
     "CroppedPair",
+    "Decode",
     "Inputs",
     "Item",
+    "Meanwhile",
     "Prepared",
     "PreparedFace",
     "crop_pair",
@@ -46,6 +50,10 @@ Inputs = tuple[FloatArray, FloatArray]
 """Image and flow of one pair, as `network_inputs` makes them."""
 Check = Callable[[], None]
 """Called between two pieces of work; it raises when nobody waits for the rest."""
+Decode = Callable[[], NDArray[np.uint8]]
+"""Returns one frame; raises InputError."""
+Meanwhile = Callable[[Decode], AbstractContextManager[Decode]]
+"""Has somebody else decode a frame, if there is anybody, and gives what waits for it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,21 +99,21 @@ class Prepared:
     clip: ClipFacts | None = None
 
 
-def prepare_pair(
+def prepare_pair(  # noqa: PLR0913, PLR0917 - as `crop_pair`
     preprocessor: Preprocessor,
     sent: Upload | Frames,
     options: Options,
     limits: Limits,
     check: Check,
+    meanwhile: Meanwhile = nullcontext,
 ) -> Prepared:
     """Decode and align one pair, and compute its flow.
 
     Raises: InputError, naming the frame; ShapeError (of frames that are decoded already);
     FlowFailed; what `check` raises.
     """
-    return solve_pair(
-        preprocessor, crop_pair(preprocessor, sent, options, limits, check), options, check
-    )
+    cropped = crop_pair(preprocessor, sent, options, limits, check, meanwhile)
+    return solve_pair(preprocessor, cropped, options, check)
 
 
 def solve_pair(
@@ -128,16 +136,17 @@ def solve_pair(
     )
 
 
-def crop_pair(
+def crop_pair(  # noqa: PLR0913, PLR0917 - what is asked, within what, and with whose help
     preprocessor: Preprocessor,
     sent: Upload | Frames,
     options: Options,
     limits: Limits,
     check: Check,
+    meanwhile: Meanwhile = nullcontext,
 ) -> CroppedPair:
     """Decode and align one pair. Raises: as `prepare_pair`, but for FlowFailed."""
     start = time.perf_counter()
-    onset, apex = _frames(sent, limits)
+    onset, apex = _frames(sent, limits, meanwhile)
     decoded = time.perf_counter()
     check()
     crops = preprocessor.crop_pair(onset, apex, options.faces)
@@ -253,9 +262,12 @@ def _regions(pair: AlignedPair, options: Options) -> tuple[RegionMotion, ...] | 
     return region_motions(pair.flow, pair.landmarks) if options.explain else None
 
 
-def _frames(sent: Upload | Frames, limits: Limits) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _frames(
+    sent: Upload | Frames, limits: Limits, meanwhile: Meanwhile
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if isinstance(sent, Upload):
-        return _decode("onset", sent.onset, limits), _decode("apex", sent.apex, limits)
+        with meanwhile(partial(_decode, "apex", sent.apex, limits)) as apex:
+            return _decode("onset", sent.onset, limits), apex()
     for field, frame in (("onset", sent.onset), ("apex", sent.apex)):
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:  # noqa: PLR2004 - RGB
             raise ShapeError(
