@@ -7,6 +7,9 @@ The service runs as `mfdan serve` in a process of its own, with the settings of 
 decode → flow → tensors → network for one pair after the other, with the same thread counts in
 OpenCV and ONNX Runtime. It has no HTTP, no queue and no batches, and is the limit.
 
+A lone pair's two frames are decoded at once by the service, where a worker is idle, and one after
+the other by the bare loop. So what the service takes beside the work is told as well.
+
 Both are measured in turn, pair by pair or stretch by stretch, and compared within each turn, so
 that what else the machine does meets both. The generator runs on the same cores as
 the service, which the bare loop has for itself: what it took is told. So is what others took, and
@@ -26,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
@@ -55,6 +59,8 @@ from service.settings import Settings, cores
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 """Of the measured capacity: the rates of the table."""
 WARM_UP_PAIRS = 10
+RESTED_REQUESTS = 100
+REST_S = 0.1
 QUIET = 0.05
 _HEAD_ENDS = b"\r\n\r\n"
 _LENGTH = re.compile(rb"content-length: (\d+)\r\n.*?\r\n\r\n", re.IGNORECASE | re.DOTALL)
@@ -170,17 +176,24 @@ def singles(bare: Connection, served: Served, request: bytes, pairs: int) -> Sin
                     bare.send(0)
                     found.bare.append(1e3 * bare.recv())
                     continue
-                start = time.perf_counter()
-                caller.sendall(request)
-                answer = _received(caller)
-                found.service.append(1e3 * (time.perf_counter() - start))
-                head, _, body = answer.partition(_HEAD_ENDS)
-                if not head.startswith(b"HTTP/1.1 200 "):
-                    raise SystemExit("the service refused a single pair")
+                ms, body = _asked(caller, request, HTTPStatus.OK)
+                found.service.append(ms)
                 found.stages.append(json.loads(body)["timings_ms"])
     seconds, runs = np.subtract(_network(served), before)
     found.run = 1e3 * seconds / runs
     return found
+
+
+def _asked(caller: socket.socket, request: bytes, status: HTTPStatus) -> tuple[float, bytes]:
+    """Return the milliseconds to the last byte of an answer, and its body."""
+    start = time.perf_counter()
+    caller.sendall(request)
+    answer = _received(caller)
+    ms = 1e3 * (time.perf_counter() - start)
+    head, _, body = answer.partition(_HEAD_ENDS)
+    if not head.startswith(b"HTTP/1.1 %d " % status):
+        raise SystemExit(f"the service answered a single request otherwise than {status}")
+    return ms, body
 
 
 def _received(caller: socket.socket) -> bytes:
@@ -217,6 +230,25 @@ def print_singles(bare: Connection, served: Served, request: bytes, pairs: int) 
     print(f"   (half of the turns: {low:.1f} to {high:.1f})")
     print(f"  of which {found.beside:8.1f} ms beside the work, by the service's own account;")
     print("  the rest is the noise of the work, and work that is slower in the service\n")
+
+
+def print_rest(served: Served) -> None:
+    """Print what a request takes that asks for no work, and what it takes when nothing is warm."""
+    request = prediction_request(b"no picture", b"no picture")
+    with socket.create_connection(("127.0.0.1", served.port)) as caller:
+
+        def asked_after(rest_s: float) -> float:
+            time.sleep(rest_s)
+            return _asked(caller, request, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)[0]
+
+        for _ in range(WARM_UP_PAIRS):
+            asked_after(0)
+        in_a_row, rested = (
+            median(asked_after(rest_s) for _ in range(RESTED_REQUESTS)) for rest_s in (0, REST_S)
+        )
+    print(f"A pair that is refused at its first bytes, {RESTED_REQUESTS} requests: medians")
+    print(f"  in a row            {in_a_row:5.2f} ms")
+    print(f"  after {REST_S:g} s of rest {rested:5.2f} ms: cores wake, and caches are cold\n")
 
 
 def print_capacity(
@@ -311,6 +343,7 @@ def main() -> None:
     )
     with serving() as served, bare_loop(Upload(*pair)) as bare:
         print_singles(bare, served, request, arguments.singles)
+        print_rest(served)
         if not arguments.rounds:
             return
         capacity = print_capacity(bare, served, request, arguments.rounds, arguments.seconds)

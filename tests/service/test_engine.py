@@ -12,11 +12,12 @@ import pytest
 from serving import HeldSession, Listener, MakeSettings, Pictures, end_thread, until
 from tiny_model import tiny_spec, write_tiny_model
 
-from model.decode import decode_image
+from model.decode import Limits, decode_image
 from model.errors import BrokenImage, ModelError, ModelNotFound, NotAnImage, ShapeError
 from model.flow import compute_flow
 from model.session import Session
 from service import engine as engine_module
+from service import preparation
 from service.engine import (
     Answer,
     ClipUpload,
@@ -68,6 +69,63 @@ def test_frames_that_are_decoded_already_get_the_answer_of_their_pictures(
             assert decoded.faces[0].verdict == uploaded.faces[0].verdict
             with pytest.raises(ShapeError, match="apex"):
                 await engine.predict(Frames(frames.onset, frames.apex[:, :, 0]))
+
+    asyncio.run(run())
+
+
+def test_both_frames_of_a_lone_pair_are_decoded_at_once(
+    make_settings: MakeSettings, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=20)  # breaks where one waits for the other
+
+    def decode(data: bytes, limits: Limits) -> np.ndarray:
+        both.wait()
+        return decode_image(data, limits)
+
+    async def run() -> None:
+        async with opened(make_settings(worker_threads=2)) as engine:
+            monkeypatch.setattr(preparation, "decode_image", decode)
+            answer = await engine.predict(Upload(pictures.onset, pictures.smile))
+            assert answer.faces[0].verdict.reason is None
+            monkeypatch.undo()
+            with pytest.raises(BrokenImage, match=r"^apex: "):
+                await engine.predict(Upload(pictures.onset, pictures.smile[:500]))
+
+    asyncio.run(run())
+
+
+def test_where_no_worker_is_idle_a_pair_waits_for_none(
+    make_settings: MakeSettings, pictures: Pictures
+) -> None:
+    async def run() -> None:
+        upload = Upload(pictures.onset, pictures.smile)
+        async with opened(make_settings(worker_threads=1)) as engine:
+            alone = await engine.predict(upload)
+            many = await asyncio.gather(*(engine.predict(upload) for _ in range(4)))
+            assert {one.faces[0].verdict.label for one in many} == {alone.faces[0].verdict.label}
+
+    asyncio.run(run())
+
+
+def test_a_helper_that_hangs_is_the_only_worker_that_a_pair_costs(
+    make_settings: MakeSettings, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+
+    def decode(data: bytes, limits: Limits) -> np.ndarray:
+        if data == pictures.smile:
+            may_end.wait(20)
+        return decode_image(data, limits)
+
+    async def run() -> None:
+        async with opened(make_settings(worker_threads=2, deadline_ms=1000)) as engine:
+            monkeypatch.setattr(preparation, "decode_image", decode)
+            with pytest.raises(DeadlineExceeded):
+                await engine.predict(Upload(pictures.onset, pictures.smile))
+            await until(lambda: engine.busy_workers == 1)
+            answer = await engine.predict(Upload(pictures.onset, pictures.brows))
+            assert answer.faces
+            may_end.set()
 
     asyncio.run(run())
 

@@ -55,6 +55,15 @@ def test_each_job_gets_its_own_answer_or_fault() -> None:
                 assert answer.result(20) == number // 2
 
 
+def test_of_idle_workers_the_one_that_was_last_at_work_is_woken() -> None:
+    with workers(3) as pool:
+        names = set()
+        for _ in range(6):
+            time.sleep(0.1)  # until it is idle again, which comes after its answer
+            names.add(pool.submit(lambda: threading.current_thread().name).result(20))
+        assert len(names) == 1
+
+
 def test_what_goes_ahead_is_taken_before_all_that_waits_and_in_the_order_it_came() -> None:
     with workers(1) as pool:
         busy, done = Busy(), []
