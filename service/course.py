@@ -33,14 +33,15 @@ class Course:
     answered: float | None = None
     """When all was there that the answer tells."""
 
-    def taken(self) -> None:
-        """Note that a worker takes it, for the first time or again."""
+    def taken(self) -> float:
+        """Note that a worker takes it, for the first time or again; return its age, seconds."""
         now = time.perf_counter()
         if self.begun is None:
             self.begun = now
         elif self.inferred is not None:
             self.resumed = now
         self.place = "working"
+        return now - self.asked
 
     def asks(self) -> None:
         """Note that the network is asked; once more, where a fused run was lost."""

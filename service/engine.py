@@ -590,7 +590,9 @@ class Engine:
                 raise _Abandoned
 
         def begin() -> T:
-            course.taken()
+            waited_s = course.taken()
+            if not ahead:
+                self._observer.waited("worker", waited_s)
             try:
                 return work(check)
             except FlowFailed as error:
@@ -619,8 +621,6 @@ class Engine:
             raise
         finally:
             abandoned.set()
-            if course.begun is not None and not ahead:
-                self._observer.waited("worker", course.begun - course.asked)
 
     async def _warm_up(self) -> None:
         """Run every stage once: each network every batch size, each worker its detector."""

@@ -20,7 +20,8 @@ class Observer:
     """Hears of the engine's work and does nothing; listeners override what they want to hear.
 
     What concerns runs of the network (`waited` for it, `batch_ran`, `batch_failed`) is told in
-    the thread that runs it, and `flow_failed` in any; the rest is told in the event loop.
+    the thread that runs it, what was `waited` for a worker in that worker, and `flow_failed` in
+    any; the rest is told in the event loop.
     Every method must return at once, be safe to call from several threads, and ask nothing of
     the thread or the context that it is called in.
     """

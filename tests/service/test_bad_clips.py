@@ -307,7 +307,7 @@ def test_two_ways_at_once_are_422_and_each_field_is_named(
 
 
 def test_nothing_at_all_is_422_and_tells_the_three_ways(client: TestClient) -> None:
-    response = client.post("/predict", data={"faces": "1"})
+    response = client.post("/predict", **form(("faces", "1")))
     assert faults(response) == dict.fromkeys(("onset", "apex", "clip", "frames"), WAYS)
 
 
