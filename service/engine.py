@@ -434,6 +434,8 @@ class Engine:
         """Have an idle worker decode one frame of a pair while the pair's own decodes the other.
 
         Where none is idle, or has begun in time, that one does both: it never waits for a queue.
+        So it does where its helper fails: a fault that came out of a future would lead back to it,
+        and what was sent would live until that cycle is collected.
         """
         if self._pool.busy >= self._settings.workers:
             yield decode
@@ -445,12 +447,13 @@ class Engine:
             return
 
         def decoded() -> NDArray[np.uint8]:
-            if helping.cancel():
-                return decode()
-            while not helping.done():
-                check()
-                wait([helping], HELP_CHECK_S)
-            return helping.result()
+            if not helping.cancel():
+                while not helping.done():
+                    check()
+                    wait([helping], HELP_CHECK_S)
+                if helping.exception() is None:
+                    return helping.result()
+            return decode()
 
         try:
             yield decoded
@@ -609,7 +612,7 @@ class Engine:
         # The rows of clips are counted from when they are asked for, so the loop must hear of that.
         # That of a pair would wake for nothing just when the network begins, on the same cores.
         done = loop.create_future()
-        rows = () if places else asked
+        rows = asked if places is None else ()
         _when_done(chain([working], rows), in_loop(loop, _settle, done))
         try:
             await done

@@ -94,6 +94,27 @@ def test_both_frames_of_a_lone_pair_are_decoded_at_once(
     asyncio.run(run())
 
 
+def test_a_helper_that_ends_costs_nobody_an_answer(
+    make_settings: MakeSettings, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = threading.Event()
+
+    def decode(data: bytes, limits: Limits) -> np.ndarray:
+        if data == pictures.smile and not died.is_set():
+            died.set()
+            raise SystemExit
+        assert died.wait(20)  # the pair's own worker has the onset, and waits for its helper's end
+        return decode_image(data, limits)
+
+    async def run() -> None:
+        async with opened(make_settings(worker_threads=2)) as engine:
+            monkeypatch.setattr(preparation, "decode_image", decode)
+            answer = await engine.predict(Upload(pictures.onset, pictures.smile))
+            assert answer.faces[0].verdict.reason is None
+
+    asyncio.run(run())
+
+
 def test_where_no_worker_is_idle_a_pair_waits_for_none(
     make_settings: MakeSettings, pictures: Pictures
 ) -> None:
