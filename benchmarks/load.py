@@ -63,7 +63,7 @@ RESTED_REQUESTS = 100
 REST_S = 0.1
 QUIET = 0.05
 _HEAD_ENDS = b"\r\n\r\n"
-_LENGTH = re.compile(rb"content-length: (\d+)\r\n.*?\r\n\r\n", re.IGNORECASE | re.DOTALL)
+_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
 class Bare:
@@ -199,13 +199,17 @@ def _asked(caller: socket.socket, request: bytes, status: HTTPStatus) -> tuple[f
 def _received(caller: socket.socket) -> bytes:
     """Return a whole answer; what it says is read later, when the clock stands."""
     answer = b""
-    while (length := _LENGTH.search(answer)) is None or len(answer) < (
-        answer.index(_HEAD_ENDS) + len(_HEAD_ENDS) + int(length[1])
-    ):
+    while not _is_whole(answer):
         if not (more := caller.recv(2**16)):
             raise SystemExit("the service hung up on a single pair")
         answer += more
     return answer
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, ends, body = answer.partition(_HEAD_ENDS)
+    length = _LENGTH.search(head) if ends else None
+    return length is not None and len(body) >= int(length[1])
 
 
 def _network(served: Served) -> tuple[float, float]:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import FlowFailed, FlowFault, ShapeError
+from model.errors import FlowFailed, FlowFault, InputError, ShapeError
 from model.face import FaceFinder
 from model.fused import FusedRow
 from model.session import Session
@@ -433,9 +433,8 @@ class Engine:
     def _meanwhile(self, course: Course, check: Check, decode: Decode) -> Iterator[Decode]:
         """Have an idle worker decode one frame of a pair while the pair's own decodes the other.
 
-        Where none is idle, or has begun in time, that one does both: it never waits for a queue.
-        So it does where its helper fails: a fault that came out of a future would lead back to it,
-        and what was sent would live until that cycle is collected.
+        Where none is idle, or has begun in time, or the helper ends, that one does both: it never
+        waits for a queue.
         """
         if self._pool.busy >= self._settings.workers:
             yield decode
@@ -451,8 +450,13 @@ class Engine:
                 while not helping.done():
                     check()
                     wait([helping], HELP_CHECK_S)
-                if helping.exception() is None:
+                fault = helping.exception()
+                if fault is None:
                     return helping.result()
+                if isinstance(fault, InputError):
+                    # Another one: what comes out of a future leads back to it, and what was sent
+                    # would live until that cycle is collected.
+                    raise type(fault)(*fault.args)
             return decode()
 
         try:
@@ -624,6 +628,7 @@ class Engine:
             raise
         finally:
             abandoned.set()
+            del working  # a fault leads here: what was sent would live until a cycle is collected
 
     async def _warm_up(self) -> None:
         """Run every stage once: each network every batch size, each worker its detector."""
@@ -678,25 +683,33 @@ def _limit_s(course: Course) -> float:
     return course.deadline_s * 1.1 + UNHEARD_S
 
 
-async def _answered(asked: Sequence[Future[R]]) -> list[R]:
-    """Return the rows asked for. One after the other: they come in that order, some at once."""
+async def _answered(asked: list[Future[R]]) -> list[R]:
+    """Return the rows asked for. One after the other: they come in that order, some at once.
+
+    None are left in `asked`: a fault of theirs leads to whoever asked, and what was sent would live
+    until that cycle is collected.
+    """
+    found: list[R] = []
+    row: Future[R] | None = None
     try:
-        return [row.result() if row.done() else await asyncio.wrap_future(row) for row in asked]
+        for row in asked:
+            found.append(  # noqa: PERF401 - a comprehension would keep the last row in its frame
+                row.result() if row.done() else await asyncio.wrap_future(row)
+            )
+        return found
     finally:
         _withdraw(asked)
+        asked.clear()
+        row = None
 
 
 def _when_done(futures: Iterator[Future[Any]], call: Callable[[], object]) -> None:
     """Call when all these are done, in whatever thread; each is asked for when those before are."""
-
-    def go_on(_: object = None) -> None:
-        one = next(futures, None)
-        if one is None:
-            call()
-        else:
-            one.add_done_callback(go_on)
-
-    go_on()
+    one = next(futures, None)
+    if one is None:
+        call()
+    else:
+        one.add_done_callback(lambda _: _when_done(futures, call))
 
 
 def _settle(done: "asyncio.Future[None]") -> None:

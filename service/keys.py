@@ -119,7 +119,7 @@ class _Period:
         if now >= self._end:
             self._end, self._used = now + self._seconds, 0
         if self._used >= limit:
-            return self._end - now
+            return min(self._end - now, self._seconds)  # the sum above may have been rounded up
         self._used += 1
         return 0
 

@@ -121,7 +121,9 @@ class Workers:
                 raise Closed("the service is shutting down")
             (self._jobs_ahead if ahead else self._jobs).append(job)
             if self._idle:
-                self._idle.pop().wake.put(None)
+                # In this order: whoever is ended in between has woken it, and `_take` clears up.
+                self._idle[-1].wake.put(None)
+                self._idle.pop()
         return job.answer
 
     def mend(self) -> None:
@@ -139,7 +141,7 @@ class Workers:
         """
         with self._lock:
             self._closing = True
-            for worker in self._idle:
+            for worker in self._workers:
                 worker.wake.put(None)
         end = time.monotonic() + timeout_s
         for thread in self.threads:
@@ -189,6 +191,7 @@ class Workers:
     def _take(self, worker: _Worker) -> bool:
         """Give a worker its next job, or note that it is idle; False when there will be none."""
         with self._lock:
+            self._forget_idle(worker)
             jobs = self._jobs_ahead or self._jobs
             if jobs:
                 # In this order: whatever ends the thread between two lines, the job is in a place
@@ -202,6 +205,10 @@ class Workers:
                 self._idle.append(worker)
             return True
 
+    def _forget_idle(self, worker: _Worker) -> None:
+        if worker in self._idle:
+            self._idle.remove(worker)
+
     def _bury(self, worker: _Worker) -> None:
         """Fail what an ended thread had in its hands, and put another in its place.
 
@@ -214,9 +221,8 @@ class Workers:
         with self._lock:
             if worker not in self._workers:
                 return
+            self._forget_idle(worker)
             self._workers.remove(worker)
-            if worker in self._idle:
-                self._idle.remove(worker)
         self._on_death()
         self.mend()
 

@@ -1,10 +1,11 @@
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,40 @@ def test_faults_name_the_frame_that_has_them(
         async with opened(make_settings()) as engine:
             with pytest.raises(BrokenImage, match=r"^onset: "):
                 await engine.predict(Upload(pictures.onset[:500], pictures.onset))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("wrong", ["onset", "apex", "network"])
+def test_a_fault_holds_nothing_of_what_was_sent(
+    make_settings: MakeSettings, held: HeldSession, pictures: Pictures, wrong: str
+) -> None:
+    """Without the collector of cycles, which may come much later."""
+    onset, apex = (bytes(bytearray(one)) for one in (pictures.onset, pictures.smile))
+    upload = {
+        "onset": Upload(onset[:500], apex),
+        "apex": Upload(onset, apex[:500]),
+        "network": Upload(onset, apex),
+    }[wrong]
+
+    def fail(*_tensors: object) -> np.ndarray:
+        raise ValueError("a fault of the network")
+
+    def holders() -> tuple[int, int]:
+        return sys.getrefcount(upload.onset), sys.getrefcount(upload.apex)
+
+    async def run() -> None:
+        held.run = fail
+        async with opened(make_settings(worker_threads=2), held) as engine:
+            before = holders()
+            gc.disable()
+            try:
+                with suppress(BrokenImage, ValueError):
+                    await engine.predict(upload)
+                    raise AssertionError("it was answered")
+                await until(lambda: engine.busy_workers == 0 and holders() == before)
+            finally:
+                gc.enable()
 
     asyncio.run(run())
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from key_files import ALICE, BOB, stanza
 from typer.testing import CliRunner, Result
@@ -115,6 +115,7 @@ def test_a_quota_outlasts_the_minute_and_ends_with_the_day(file_of: MakeFile) ->
     limit=st.integers(1, 20),
     pauses=st.lists(st.floats(0, 90, allow_subnormal=False), max_size=80),
 )
+@example(limit=1, pauses=[1.5024192804374703, 0.0])  # a minute after it is rounded up
 def test_who_comes_back_after_the_time_told_is_let_in_and_none_exceeds_a_minute(
     tmp_path_factory: pytest.TempPathFactory, limit: int, pauses: list[float]
 ) -> None:
